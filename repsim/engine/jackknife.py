@@ -43,8 +43,6 @@ class LeaveOneOut(GramSweep):
         Side of a tile in samples; 0 for the largest that fits the setting of `tuning`.
     room : int
         Bytes for the sums of single samples; 0 for the setting of `tuning`.
-    cubes : bool
-        Whether to compute the attribute ``cubes`` as well.
     """
 
     def __init__(
@@ -56,7 +54,6 @@ class LeaveOneOut(GramSweep):
         panel: int = 0,
         tile: int = 0,
         room: int = 0,
-        cubes: bool = False,
     ) -> None:
         panel, room = panel or tuning.current().panel, room or tuning.current().unit_memory
         tile = tile or tile_side(len({id(layer) for layer in [*rows, *columns]}), 4)
@@ -74,8 +71,6 @@ class LeaveOneOut(GramSweep):
         """||A||^2 of every layer, of all samples; set with the first run."""
         self.squares_left = np.zeros((0, len(self.layers)))
         """||A||^2 of every layer without each sample of the latest run."""
-        self.cubes = np.zeros(len(self.layers)) if cubes else None
-        """sum_ij A_ij^3 of every layer, complete after the last run; None if not requested."""
         self._run = slice(0, 0)
         self._products = self._squares = torch.empty(0)
 
@@ -148,9 +143,6 @@ class LeaveOneOut(GramSweep):
         """Add a tile to the sums of its rows' samples and, if it stands for its transpose, its columns' samples."""
         self._add(stack, i)
         once = i == j or not self._run.start <= j.start < self._run.stop  # else the tile also stands for its transpose
-        if self.cubes is not None:
-            rows = torch.linalg.vecdot(stack[0].square(), stack[-1])
-            self.cubes += (1 if once else 2) * rows.double().sum(1).cpu().numpy()
         if once:
             return
         transposed = stack.new_empty(*stack.shape[:2], stack.shape[3], stack.shape[2])

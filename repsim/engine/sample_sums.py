@@ -120,6 +120,7 @@ class SampleSums(GramSweep):
         count = len({id(layer) for layer in [*rows, *columns]})
         panel, tile = panel or settings.panel, tile or tile_side(count * (1 if classes is None else 2), 4)
         super().__init__(rows, columns, [CKA()], panel=panel, tile=min(tile, panel), held=held)
+        self._narrow(columns)
         if self.groups is not None or any(layer.kernel != "linear" or layer.size for layer in self.layers):
             raise InvalidInputError("sums of single samples are those of linear kernels of independent samples")
         self._n, self._place = self.draws[0].n, float64_device(self.device)
@@ -128,7 +129,8 @@ class SampleSums(GramSweep):
         self._order = torch.cat([i.start + self._cells[i].argsort(stable=True) for i in self._panels_of])
         """Samples in the order in which they are read: within each panel, cell after cell."""
         self._numbers = None if classes is None else classes.numbers[self._order]
-        self._square = self.first == 0 and self.height == len(self.layers)
+        self.square = self.first == 0 and self.height == len(self.layers)
+        """Whether the rows are the columns."""
         bits = 2 * math.ceil(math.log2(self._n))
         self._unit, self._cube_unit = 2.0 ** (bits - _BITS), 2.0 ** (bits * 3 / 2 - _BITS)
         shape, layers, parts = (self.height, self.width), len(self.layers), self._subsets.shape[1]
@@ -142,13 +144,13 @@ class SampleSums(GramSweep):
         whole("own of cells", parts, parts, layers)
         if keep:
             whole("samples", self._n, *shape)
-            whole("own of samples", self._n, 0 if self._square else layers)
+            whole("own of samples", self._n, 0 if self.square else layers)
         if cubes:
             whole("cubes", layers)
         if classes is not None:
             if keep:
                 whole("within", self._n, *shape)
-                whole("own within", self._n, 0 if self._square else layers)
+                whole("own within", self._n, 0 if self.square else layers)
             subsets_and_all = 1 + len(self._subsets)
             whole("same class", subsets_and_all, *shape)
             whole("own same class", subsets_and_all, layers)
@@ -162,6 +164,14 @@ class SampleSums(GramSweep):
         """Whether each sample is in all samples, and in each subset."""
         self._cell_sums: list[Float64[Tensor, "cells classes p"]] = []
         self._means: list[Float[Tensor, "subsets classes p"]] = []
+
+    def _narrow(self, columns: Sequence[Gram]) -> None:
+        """Leave out rows that are not among the columns: the layers of both are the last rows and the first columns."""
+        among = {id(layer) for layer in columns}
+        self.first = next((k for k, layer in enumerate(self.layers[: self.height]) if id(layer) in among), self.height)
+        if [id(layer) for layer in columns] != [id(layer) for layer in self.layers[self.first :]]:
+            raise InvalidInputError("layers on both sides have to be the last of the rows and the first of the columns")
+        self._columns = list(range(len(columns)))
 
     # The sums
 
@@ -327,13 +337,13 @@ class SampleSums(GramSweep):
         for cell, part in columns:
             piece = by_row[:, :, part]
             pairs = self._whole(piece[:, : self.height] @ piece[:, self.first :].mT)
-            if self._square:
+            if self.square:
                 own = pairs.diagonal(dim1=1, dim2=2)
             else:
                 own = self._whole(torch.linalg.vecdot(piece, piece))
             if self._keep:
                 self._sums[names[0]][i] += pairs
-                if not self._square:
+                if not self.square:
                     self._sums[names[1]][i] += own
             if weight:
                 for other, rows in self._cell_runs(i):
@@ -527,10 +537,18 @@ class SampleSums(GramSweep):
         )
 
     @functools.cached_property
+    def within_whole(self) -> Products:
+        """Inner products within classes over all samples, per degree of freedom, as sums over single samples."""
+        assert self._classes is not None, "there are classes"
+        degrees = float(degrees_of_freedom(self._classes.sizes))
+        totals, degrees = self._within_totals, degrees if degrees > 0 else math.nan
+        return Products(totals.pairs / degrees, totals.own / degrees)
+
+    @functools.cached_property
     def _within_totals(self) -> Products:
         """Inner products within classes over all samples, as sums over single samples."""
         pairs = self._sums["within"].sum(0)
-        own = pairs.diagonal() if self._square else self._sums["own within"].sum(0)
+        own = pairs.diagonal() if self.square else self._sums["own within"].sum(0)
         return Products(pairs.cpu().numpy() * self._unit, own.cpu().numpy() * self._unit)
 
     def _of_samples(
@@ -538,5 +556,5 @@ class SampleSums(GramSweep):
     ) -> tuple[Float64[np.ndarray, "run rows columns"], Float64[np.ndarray, "run layers"]]:
         place = self._place_of[run].to(self._place)
         pairs = self._sums[name][place].cpu().numpy() * self._unit
-        own = np.diagonal(pairs, axis1=1, axis2=2) if self._square else self._sums[own_name][place].cpu().numpy() * self._unit
+        own = np.diagonal(pairs, axis1=1, axis2=2) if self.square else self._sums[own_name][place].cpu().numpy() * self._unit
         return pairs, own

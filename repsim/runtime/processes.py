@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from uuid import uuid4
 
 import torch.distributed as dist
+from torch import Tensor
 
 from repsim.errors import OtherProcessError
 
@@ -54,6 +55,15 @@ class Ranks:
             yield
         except RuntimeError:
             raise OtherProcessError(first=self.first) from None
+
+    def add(self, values: Tensor) -> Tensor:
+        """Return the sum of the arrays of all processes, in every process. Sums of whole numbers are exact."""
+        if self.world == 1:
+            return values
+        total = values.cpu()
+        with self._process_errors():
+            dist.all_reduce(total)
+        return total.to(values.device)
 
     def wait(self) -> None:
         """Wait until every process has called this method."""

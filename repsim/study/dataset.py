@@ -138,7 +138,7 @@ def _share_values(inference: Inference) -> xr.Dataset:
             for d, columns in enumerate([*([k] for k in by_depth), by_depth]):
                 value, without = (
                     inference.theta[columns].mean(),
-                    inference.left_out[:, columns].mean(1),
+                    inference.left_out(columns).mean(1),
                 )
                 interval = jackknife(value, without)
                 for end, number in (("", value), ("_low", interval.low), ("_high", interval.high)):
@@ -191,7 +191,7 @@ def _agreement(inference: Inference) -> xr.Dataset:
     rows, signals = [], []
     for kind in inference.kernels.values():
         mean = inference.mean_of(kind, pairs)
-        of_units = inference.influences[:, list(mean)] @ np.array(list(mean.values()))
+        of_units = inference.influences(list(mean)) @ np.array(list(mean.values()))
         unit_of = inference.evidence.kernels.unit_of
         rows.append(of_units[unit_of] / np.bincount(unit_of)[unit_of])
         noise = 2 * inference.second_order_variance(mean, kind)

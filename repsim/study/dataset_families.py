@@ -228,7 +228,7 @@ def ceilings(inference: Inference) -> xr.Dataset:
     }
     for m, kind in enumerate(inference.kernels.values()):
         C, without = (
-            values_between_models(inference, kind, inference.theta),
+            values_between_models(inference, kind, inference.theta.__getitem__),
             values_between_models(inference, kind, inference.left_out),
         )
         estimate, replicates = ceiling(C, families), ceiling(without, families)

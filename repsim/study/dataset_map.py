@@ -1,5 +1,7 @@
 """Build the map of models, their clusters and the map of layers, for the data set of a study."""
 
+from collections.abc import Callable
+from functools import partial
 from itertools import combinations
 from typing import Any
 
@@ -17,13 +19,16 @@ from repsim.study.uncertainty import jackknife
 
 
 def values_between_models(
-    inference: Inference, kind: str, rows: Float64[np.ndarray, "*batch T"]
+    inference: Inference, kind: str, values_of: Callable[[list[int]], Float64[np.ndarray, "*batch k"]]
 ) -> Float64[np.ndarray, "*batch M M"]:
-    """Return the similarities of all pairs of trained models (..., M, M) from rows of indices (..., T)."""
+    """Return the similarities of all pairs of trained models (..., M, M); ``values_of`` gives indices by column."""
     count = len(inference.design.trained)
-    similarity = np.broadcast_to(np.eye(count), (*rows.shape[:-1], count, count)).copy()
-    for (i, a), (j, b) in combinations(enumerate(inference.design.trained), 2):
-        similarity[..., i, j] = similarity[..., j, i] = rows[..., inference.column(kind, Pair(a, b))]
+    pairs = list(combinations(range(count), 2))
+    trained = inference.design.trained
+    values = values_of([inference.column(kind, Pair(trained[i], trained[j])) for i, j in pairs])
+    similarity = np.broadcast_to(np.eye(count), (*values.shape[:-1], count, count)).copy()
+    rows, columns = np.array(pairs, int).reshape(-1, 2).T
+    similarity[..., rows, columns] = similarity[..., columns, rows] = values
     return similarity
 
 
@@ -46,7 +51,7 @@ def map_of_models(inference: Inference) -> xr.Dataset:
     if count < 2:
         return xr.Dataset()
     maps: list[tuple[str, Any, Any]] = [
-        (title, values_between_models(inference, kind, inference.theta), kind)
+        (title, values_between_models(inference, kind, inference.theta.__getitem__), kind)
         for title, kind in inference.kernels.items()
     ]
     maps += [
@@ -77,7 +82,8 @@ def map_of_models(inference: Inference) -> xr.Dataset:
             single["common_low"][k], single["common_high"][k] = interval.low, interval.high
             single["common_noise"][k] = _noise_of_common_share(inference, kind)
             stable = stability(
-                values_between_models(inference, kind, inference.drawn[: tuning.current().map_draws]), clustering.labels
+                values_between_models(inference, kind, partial(inference.drawn, draws=tuning.current().map_draws)),
+                clustering.labels,
             )
             single["ari"][k], together[k] = stable.ari, stable.together
     layers = _layer_coordinates(inference)

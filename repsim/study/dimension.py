@@ -1,25 +1,25 @@
 """Estimate the effective dimension of a layer."""
 
-import torch
-
 from repsim.metrics.recipes.gram import Gram
-from repsim.metrics.recipes.rows import float64_device
 
 _ROUNDING = 1e-12
 """Share of tr(C)^2 that rounding errors can add to tr(C^2)."""
 
 
-def effective_dimension(gram: Gram) -> float:
+def effective_dimension(gram: Gram, squares: float) -> float:
     """Estimate the participation ratio tr(C)^2 / tr(C^2) of the covariance C of a layer from few samples.
 
-    tr(C) is estimated by sum_i g_i / (n - 1) and tr(C^2) by HSIC_1(K, K), where g_i are the squared norms of the n
-    centred samples and K is their linear kernel. It is 1 if all samples lie on a line, and p if the layer varies
-    equally along all of its p features.
+    tr(C) is estimated by sum_i g_i / (n - 1) and tr(C^2) by ||A||^2 / (n (n - 3)), where g_i are the squared norms of
+    the n centred samples and A is their U-centred linear kernel. It is 1 if all samples lie on a line, and p if the layer
+    varies equally along all of its p features.
 
     Parameters
     ----------
     gram : Gram
         Factor of linear CKA.
+    squares : float
+        ||A||^2, which the comparison of the layers computes (`repsim.engine.sample_sums`). If samples are in groups, A
+        is without the pairs within groups.
 
     Returns
     -------
@@ -33,16 +33,15 @@ def effective_dimension(gram: Gram) -> float:
 
     Examples
     --------
-    >>> from repsim.metrics.recipes.gram import CentredGram
+    >>> import torch
+    >>> from repsim.metrics.cka import CKA
     >>> x = torch.randn(2000, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    >>> round(effective_dimension(CentredGram()(x)))
+    >>> gram = CKA().recipe(x)
+    >>> from repsim.engine.null_moments import cubic_moments
+    >>> round(effective_dimension(gram, cubic_moments([gram])[0].norm2))
     8
     """
-    x = gram.features[:].to(float64_device(gram.device), torch.float64)
-    n, g = gram.n, gram.squared_norms.to(x)
-    product = x.T @ x if x.shape[1] <= n else x @ x.T
-    total = g.sum()
-    norm2 = product.square().sum() - n / (n - 2) * g.square().sum() + total.square() / ((n - 1) * (n - 2))
-    trace_of_square = float(norm2) / (n * (n - 3))
-    squared_trace = float(total / (n - 1)) ** 2
+    n, total = gram.n, float(gram.squared_norms.sum())
+    pairs = n * (n - 3) if gram.groups is None else n**2 - 2 * n - float(gram.groups.sizes.square().sum())
+    trace_of_square, squared_trace = squares / pairs, (total / (n - 1)) ** 2
     return squared_trace / trace_of_square if trace_of_square > _ROUNDING * squared_trace else float("nan")

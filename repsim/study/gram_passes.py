@@ -94,16 +94,6 @@ class Kernels:
         """Unit of each sample, (n,), from 0."""
         return np.arange(self.n) if self.groups is None else self.groups.numbers.numpy()
 
-    def halves(self, count: int, seed: int) -> list[tuple[Int64[np.ndarray, " a"], Int64[np.ndarray, " b"]]]:
-        """Draw random divisions of the units into two halves: the samples of each, in increasing order.
-
-        With an odd number of units the second half has one more. Groups of different sizes give halves of different
-        numbers of samples.
-        """
-        unit_of, orders = self.unit_of, random_permutations(self.units, count, seed)
-        first = [np.isin(unit_of, order[: self.units // 2]) for order in orders]
-        return [(np.flatnonzero(half), np.flatnonzero(~half)) for half in first]
-
     def permutations(
         self, count: int, seed: int, classes: Int64[np.ndarray, " n"] | None = None
     ) -> Int64[np.ndarray, "count n"]:
@@ -159,6 +149,13 @@ class Kernels:
         values = np.full((len(of_part), len(selected), len(selected)), np.nan)
         values[:, np.array(defined)[:, None], defined] = of_part
         return values
+
+    def select(self, selected: Sequence[int]) -> "Kernels":
+        """Return some layers, in this order."""
+        new = {k: i for i, k in enumerate(selected)}
+        positions = {name: np.array([new[k] for k in old if k in new], int) for name, old in self.positions.items()}
+        names, grams = (tuple(values[k] for k in selected) for values in (self.names, self.grams))
+        return Kernels(names, grams, positions, self.undefined, self.classes)
 
     def part(self, samples: Int64[np.ndarray, " m"], selected: Iterable[int]) -> "Kernels":
         """Return the selected layers on a subset of the samples, without layers that are constant on it."""
@@ -237,7 +234,7 @@ class LeftOut:
     def __post_init__(self) -> None:
         grams, groups = self.kernels.grams, self.kernels.groups
         self._sweep: LeaveOneOut | LeaveOneGroupOut = (
-            LeaveOneOut(grams, grams, _CKA, room=self.room, cubes=True)
+            LeaveOneOut(grams, grams, _CKA, room=self.room)
             if groups is None
             else LeaveOneGroupOut(grams, grams, _CKA, room=self.room)
         )
@@ -252,12 +249,9 @@ class LeftOut:
         return self._sweep.units + (0 if self._within is None else self._within.units)
 
     @property
-    def cubes(self) -> Float64[np.ndarray, " L"] | None:
-        """Sums of cubes of the Gram matrices, complete after the last run.
-
-        None for groups: third moments are those of permutations of single samples.
-        """
-        return self._sweep.cubes
+    def squares(self) -> Float64[np.ndarray, " L"]:
+        """||A||^2 of every layer, of all samples; set with the first run."""
+        return self._sweep.squares
 
     def runs(self, step: Callable[[], None]) -> Iterator[Float64[np.ndarray, "run kinds L L"]]:
         """Yield the matrices without each unit of a run, one run of units after the other."""

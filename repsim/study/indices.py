@@ -11,14 +11,14 @@ from functools import cached_property
 from itertools import combinations
 
 import numpy as np
-from jaxtyping import Bool, Float64, Int64
+from jaxtyping import Float64, Int64
 
 from repsim.errors import UndefinedValueError
-from repsim.runtime import tuning
 from repsim.study.design import Design, Member, Pair, is_twin
 from repsim.study.gram_passes import Matrices
 from repsim.study.layer_matching import LayerMaps, best_maps, nearest
-from repsim.study.partial_cka import MIN_ENERGY, partial_of_two, residual
+from repsim.study.partial_cka import MIN_ENERGY, partial_between, residual_between
+from repsim.study.similarities import Similarities
 
 RAW = ""
 """Kind of debiased CKA in which no control is projected out."""
@@ -33,6 +33,11 @@ _LEFT = "left"
 """Part of the key of a column: the energy that a network has left once a control is projected out."""
 
 Key = tuple[str, ...]
+_Residual = tuple[
+    Float64[np.ndarray, "*batch rows columns"],
+    Float64[np.ndarray, "*batch rows"],
+    Float64[np.ndarray, "*batch columns"],
+]
 Maps = Mapping[tuple[str, str], LayerMaps]
 """Maps of layers by (kind of control, name of the pair)."""
 Matrix = Float64[np.ndarray, "L L"]
@@ -48,9 +53,14 @@ class Entries:
     starts: Int64[np.ndarray, " sums"]
     """First entry of each sum; no sum is empty."""
 
-    def sums(self, values: Float64[np.ndarray, "*batch L L"]) -> Float64[np.ndarray, "*batch sums"]:
-        """Compute the sums; entries that no sum uses may be NaN."""
-        return np.add.reduceat(values[..., self.rows, self.columns] * self.weights, self.starts, axis=-1)
+    def sums(
+        self, values: Float64[np.ndarray, "*batch rows columns"], where: Similarities
+    ) -> Float64[np.ndarray, "*batch sums"]:
+        """Compute the sums; entries that no sum uses may be NaN. ``where`` knows the rows and columns of positions."""
+        if not len(self.starts):
+            return np.zeros((*values.shape[:-2], 0))
+        entries = values[..., *where.places(self.rows, self.columns)]
+        return np.add.reduceat(entries * self.weights, self.starts, axis=-1)
 
     def matrix(self, coefficients: Float64[np.ndarray, " sums"], size: int) -> Matrix:
         """Return the symmetric matrix Q with <Q, values> equal to the sums, each times its coefficient."""
@@ -79,6 +89,10 @@ class Indices:
     """Best matches on all samples, for the plain index; None if it is not wanted."""
     classes: bool = False
     """Whether there is a matrix of similarities within classes."""
+    among: tuple[Pair, ...] | None = None
+    """Pairs of models whose indices are computed; by default all."""
+    alone: tuple[Member, ...] | None = None
+    """Models of which the energy that is left, and the own energy in shares, is computed; by default all."""
 
     @cached_property
     def kernels(self) -> tuple[str, ...]:
@@ -110,33 +124,51 @@ class Indices:
 
     @cached_property
     def pairs(self) -> tuple[Pair, ...]:
-        """All pairs of models, trained or not."""
-        return tuple(Pair(a, b) for a, b in combinations(self.members, 2))
+        """All pairs of models, trained or not, or those that were chosen."""
+        return tuple(Pair(a, b) for a, b in combinations(self.members, 2)) if self.among is None else self.among
 
     @cached_property
     def depths(self) -> int:
         """Number of relative depths at which shares are computed: the fewest layers of any model, at most ten."""
         return max(2, min(_DEPTHS, *(len(self.positions[member.name]) for member in self.design.members)))
 
-    def similarities(self, matrices: Matrices, kind: str) -> Float64[np.ndarray, "*batch L L"]:
-        """Compute debiased CKA from the matrices, or partial CKA where ``kind`` names what is controlled for."""
-        R = matrices[..., 0, :, :]
-        if kind == TWINS:  # controls of the input take no part
-            layers = np.ix_(self.layers, self.layers)
-            values = np.full(R.shape, np.nan)
-            values[..., layers[0], layers[1]] = partial_of_two(R[..., layers[0], layers[1]], self._twins[layers])
-            return values
-        return R if kind == RAW else _normalised(self.residuals(matrices, kind))
+    def similarities(self, source: Matrices | Similarities, kind: str) -> Float64[np.ndarray, "*batch rows columns"]:
+        """Compute debiased CKA of rows and columns, or partial CKA where ``kind`` names what is controlled for."""
+        where = _similarities(source)
+        if kind == TWINS:
+            return self._given_twins(where)
+        if kind == RAW:
+            return where.values[..., 0, :, :]
+        return _normalised(*self._residual(where, kind))
 
-    def residuals(self, matrices: Matrices, kind: str) -> Float64[np.ndarray, "*batch L L"]:
+    def residuals(self, source: Matrices | Similarities, kind: str) -> Float64[np.ndarray, "*batch rows columns"]:
         """Compute inner products given a control, in units of energy; NaN if it has no value."""
-        values = matrices[..., _place(kind), :, :]
-        if kind == "labels":  # nothing to project out: features are centred within classes
-            return values
+        return self._residual(_similarities(source), kind)[0]
+
+    def _residual(self, where: Similarities, kind: str) -> _Residual:
+        """Return the inner products given a control, and those of the rows and of the columns with themselves."""
+        k = _place(kind)
+        values, own = where.values[..., k, :, :], (where.own_rows[..., k, :], where.own_columns[..., k, :])
+        if kind in {RAW, "labels"}:  # nothing to project out: features are centred within classes
+            return values, *own
+        controls = self.positions["input"]
         try:
-            return residual(values, self.positions["input"].tolist())
+            return residual_between(
+                values, *own, where.row_of[controls].tolist(), where.column_of[controls].tolist()
+            )
         except UndefinedValueError:  # on half of the samples a control can be constant
-            return np.full(values.shape, np.nan)
+            return np.full(values.shape, np.nan), *(np.full(norms.shape, np.nan) for norms in own)
+
+    def _given_twins(self, where: Similarities) -> Float64[np.ndarray, "*batch rows columns"]:
+        """Return partial CKA given the untrained twins of each layer; controls of the input take no part."""
+        values = np.full(where.values.shape[:-3] + where.values.shape[-2:], np.nan)
+        rows, columns = (np.flatnonzero(np.isin(side, self.layers)) for side in (where.rows, where.columns))
+        i, j = where.rows[rows], where.columns[columns]
+        values[..., rows[:, None], columns] = partial_between(
+            where.values[..., 0, :, :][..., rows[:, None], columns],
+            *(self._twins[np.ix_(a, b)] for a, b in ((i, i), (j, j), (i, j), (j, i))),
+        )
+        return values
 
     @cached_property
     def _twins(self) -> Matrix:
@@ -177,9 +209,12 @@ class Indices:
             sources[kind, False] = _entries(sums)
         for kind in self.energies:
             sums = [(("energy", kind, pair.name), self._index(self.maps[kind, pair.name], pair)) for pair in self.pairs]
-            sums += [((_LEFT, kind, member.name), self._own(member)) for member in self.members]
             sources[kind, True] = _entries(sums)
         return sources
+
+    @cached_property
+    def _alone(self) -> tuple[Member, ...]:
+        return tuple(m for m in self.members if self.alone is None or m in self.alone)
 
     def _index(self, maps: LayerMaps, pair: Pair) -> list[tuple[int, int, float]]:
         """Return the entries, with their weights, whose sum is the index of a pair along maps of layers."""
@@ -190,33 +225,36 @@ class Indices:
         i, j = np.nonzero(weights)
         return list(zip(a[i].tolist(), b[j].tolist(), weights[i, j].tolist(), strict=True))
 
-    def _own(self, member: Member) -> list[tuple[int, int, float]]:
-        layers = self.positions[member.name].tolist()
-        return [(k, k, 1 / len(layers)) for k in layers]
-
     @cached_property
     def _share_sums(self) -> tuple[list[Key], Entries]:
-        """Sums for the shares: own energy, similarity across families and within them, by state and depth."""
-        kind = self._share_kind
-        sums: list[tuple[Key, list[tuple[int, int, float]]]] = []
+        """Sums for the shares: similarity across families and within them, by state and depth."""
+        kind, sums = self._share_kind, list[tuple[Key, list[tuple[int, int, float]]]]()
         for state, models in self.states():
             names = {model.name for model in models}
             of_state = [pair for pair in self.pairs if {pair.a.name, pair.b.name} <= names]
             across = [pair for pair in of_state if pair.across_families]
             within = [pair for pair in of_state if not pair.across_families]
-            for d in range(self.depths):
-                own = [(int(k), int(k), 1 / len(models)) for k in (self._at_depth(model, d) for model in models)]
-                sums.append(((state, str(d), "own"), own))
-                for name, pairs in (("across", across), ("within", within)):
-                    entries = [entry for pair in pairs for entry in self._pair_at_depth(pair, d, kind, len(pairs))]
-                    sums.append(((state, str(d), name), entries))
+            for name, pairs in (("across", across), ("within", within)):
+                for d in range(self.depths if pairs else 0):
+                    entries = [entry for pair in pairs for entry in self._pair_at_depth(pair, d, kind)]
+                    sums.append(((_SUM, state, str(d), name), entries))
         return _entries(sums)
+
+    @cached_property
+    def _own_sums(self) -> list[tuple[Key, Int64[np.ndarray, " models"]]]:
+        """Keys of the sums of the energy of models at each depth, with the layers that count."""
+        return [
+            ((_SUM, state, str(d), "own"), np.array([self._at_depth(model, d) for model in counted]))
+            for state, models in self.states()
+            if (counted := [model for model in models if model in self._alone])
+            for d in range(self.depths)
+        ]
 
     def _at_depth(self, model: Member, d: int) -> int:
         layers = self.positions[model.name]
         return int(layers[nearest(len(layers), self.depths)[d]])
 
-    def _pair_at_depth(self, pair: Pair, d: int, kind: str, count: int) -> list[tuple[int, int, float]]:
+    def _pair_at_depth(self, pair: Pair, d: int, kind: str) -> list[tuple[int, int, float]]:
         """Return the entries of the similarity of two networks at a relative depth of one of them, both in turn."""
         maps, weights = self.maps[kind, pair.name], np.zeros(self.maps[kind, pair.name].weights.shape)
         i, j = (nearest(len(self.positions[side.name]), self.depths)[d] for side in (pair.a, pair.b))
@@ -225,7 +263,7 @@ class Indices:
         if total := maps.b_to_a[j].sum():
             weights[:, j] += maps.b_to_a[j] / total
         if weights.sum():
-            weights /= weights.sum() * count
+            weights /= weights.sum()
         return self._weighted(weights, pair)
 
     @property
@@ -233,9 +271,26 @@ class Indices:
         return "input" if "input" in self.kernels else RAW
 
     @cached_property
+    def _columns(self) -> list[Key]:
+        """Keys of the columns before the shares."""
+        keys: list[Key] = []
+        for (kind, in_energy), (of_source, _) in self._sources.items():
+            keys += of_source
+            keys += [(_LEFT, kind, member.name) for member in self._alone if in_energy]
+        return keys
+
+    @cached_property
+    def parts(self) -> tuple[Key, ...]:
+        """Keys of the numbers that `evaluate_parts` computes: the columns before the shares, and sums for the shares.
+
+        A sum of several blocks of pairs of models is the sum of those of the blocks.
+        """
+        return (*self._columns, *self._share_sums[0], *(key for key, _ in self._own_sums))
+
+    @cached_property
     def names(self) -> tuple[Key, ...]:
         """Keys of the columns that `evaluate` computes: ("index", kind, pair), ("share", state, depth, share), ..."""
-        keys = [key for keys, _ in self._sources.values() for key in keys]
+        keys = list(self._columns)
         for state, _ in self.states():
             keys += [("share", state, str(d), share) for d in range(self.depths) for share in SHARES]
         return tuple(keys)
@@ -245,30 +300,45 @@ class Indices:
         """Column of each key of `names`."""
         return {name: k for k, name in enumerate(self.names)}
 
-    def evaluate(self, matrices: Matrices) -> Float64[np.ndarray, "*batch T"]:
-        """Compute all indices of the matrices of the same samples, or of each of a batch."""
-        parts = []
-        R = matrices[..., 0, :, :]
-        residuals = {kind: self.residuals(matrices, kind) for kind in self.energies}
+    def evaluate(self, source: Matrices | Similarities) -> Float64[np.ndarray, "*batch T"]:
+        """Compute all indices from similarities on the same samples, or from each of a batch."""
+        parts = self.evaluate_parts(source)
+        sums = dict(zip(self.parts[len(self._columns) :], np.moveaxis(parts[..., len(self._columns) :], -1, 0), strict=True))
+        return np.concatenate([parts[..., : len(self._columns)], self.shares(sums, parts.shape[:-1])], -1)
+
+    def evaluate_parts(self, source: Matrices | Similarities) -> Float64[np.ndarray, "*batch parts"]:
+        """Compute the numbers from which the indices follow, in the order of `parts`."""
+        where = _similarities(source)
+        residuals = {kind: self._residual(where, kind) for kind in {RAW, *self.energies}}
+        parts: list[Float64[np.ndarray, "*batch part"]] = []
         for (kind, in_energy), (_, entries) in self._sources.items():
             if in_energy:
-                values = residuals[kind]
-            elif kind in residuals:
-                values = _normalised(residuals[kind])
+                values, own, _ = residuals[kind]
+                layers = [where.row_of[self.positions[member.name]] for member in self._alone]
+                parts += [entries.sums(values, where), *(own[..., of_model].mean(-1)[..., None] for of_model in layers)]
+            elif kind == TWINS:
+                parts.append(entries.sums(self._given_twins(where), where))
             else:
-                values = self.similarities(matrices, kind)
-            parts.append(entries.sums(values))
-        keys, entries = self._share_sums
-        if keys:
-            sums = entries.sums(residuals[self._share_kind] if self._share_kind else R)
-            by_key = {key: sums[..., k] for k, key in enumerate(keys)}
-            missing = np.full(R.shape[:-2], np.nan)
-            parts += [
-                np.stack(self._shares([by_key.get((state, str(d), name), missing) for name in _SUMS]), -1)
-                for state, _ in self.states()
-                for d in range(self.depths)
-            ]
-        return np.concatenate(parts, -1) if parts else np.zeros((*R.shape[:-2], 0))
+                values = where.values[..., 0, :, :] if kind == RAW else _normalised(*residuals[kind])
+                parts.append(entries.sums(values, where))
+        values, own, _ = residuals[self._share_kind]
+        parts.append(self._share_sums[1].sums(values, where))
+        parts += [own[..., where.row_of[layers]].sum(-1)[..., None] for _, layers in self._own_sums]
+        return np.concatenate(parts, -1)
+
+    def shares(
+        self, sums: Mapping[Key, Float64[np.ndarray, "*batch"]], batch: tuple[int, ...]
+    ) -> Float64[np.ndarray, "*batch shares"]:
+        """Compute the shares of all states and depths from the sums of all pairs of models; missing sums are NaN."""
+        missing, parts = np.full(batch, np.nan), []
+        for state, models in self.states():
+            pairs = list(combinations(models, 2))
+            across = sum(a.family != b.family for a, b in pairs)
+            counts = {"own": len(models), "across": across, "within": len(pairs) - across}
+            for d in range(self.depths):
+                means = [sums.get((_SUM, state, str(d), name), missing) / max(1, counts[name]) for name in _SUMS]
+                parts.append(np.stack(self._shares(means), -1))
+        return np.concatenate(parts, -1) if parts else np.zeros((*batch, 0))
 
     def _shares(self, sums: Sequence[Float64[np.ndarray, "*batch"]]) -> list[Float64[np.ndarray, "*batch"]]:
         """Return the shares of energy in the order of `SHARES`; they sum to 1, and unidentified ones are NaN."""
@@ -322,46 +392,39 @@ class Indices:
         return float(2 * null_variances[_place(kind)] * np.sum(QR * QR.T))
 
     def without_each(
-        self, matrices: Matrices, runs: Iterator[Matrices]
-    ) -> tuple[Float64[np.ndarray, "units T"], dict[str, Float64[np.ndarray, "layers layers"]]]:
-        """Compute all indices without each sample, and jackknife standard errors of all similarities of layers.
+        self, every: Matrices | Similarities, runs: Iterator[Matrices | Similarities]
+    ) -> tuple[Float64[np.ndarray, "units parts"], dict[str, Float64[np.ndarray, "rows columns"]]]:
+        """Compute all indices without each sample, and jackknife standard errors of the similarities of layers.
 
         Parameters
         ----------
-        matrices
-            The matrices from all samples.
+        every
+            Similarities on all samples.
         runs
             Those without each sample, or each group of samples, several at a time.
 
         Returns
         -------
         array
-            (units, T): all indices without each sample or group.
+            (units, parts): all numbers of `parts` without each sample or group.
         dict
-            Standard errors of the similarities of layers, by kind of control.
+            Standard errors of the similarities of the rows with the columns, by kind of control.
         """
-        rows, moments = [], {kind: np.zeros((3, len(self.layers), len(self.layers))) for kind in self.conditions}
-        all_samples = {kind: self._between_layers(matrices, kind) for kind in self.conditions}
-        step = max(1, tuning.current().jackknife_memory // (8 * matrices.size))
+        of_all = {kind: self.similarities(every, kind) for kind in self.conditions}
+        rows, moments = [], {kind: np.zeros((3, *of_all[kind].shape)) for kind in self.conditions}
         for run in runs:
-            for start in range(0, len(run), step):
-                batch = run[start : start + step]
-                rows.append(self.evaluate(batch))
-                for kind in self.conditions:
-                    change = self._between_layers(batch, kind) - all_samples[kind]
-                    moments[kind] += np.stack(
-                        [np.full(change.shape[1:], len(batch)), change.sum(0), np.square(change).sum(0)]
-                    )
-        errors = {
-            kind: np.sqrt((count - 1) / count * np.maximum(squares - total**2 / count, 0))
-            for kind, (count, total, squares) in moments.items()
-        }
-        return np.concatenate(rows), errors
-
-    def _between_layers(self, matrices: Matrices, kind: str) -> Float64[np.ndarray, "*batch layers layers"]:
-        return self.similarities(matrices, kind)[..., self.layers[:, None], self.layers]
+            where = _similarities(run)
+            rows.append(self.evaluate_parts(where))
+            for kind in self.conditions:
+                change = self.similarities(where, kind) - of_all[kind]
+                moments[kind] += np.stack(
+                    [np.full(change.shape[1:], len(change)), change.sum(0), np.square(change).sum(0)]
+                )
+        return np.concatenate(rows), {kind: errors_of(*of_kind) for kind, of_kind in moments.items()}
 
 
+_SUM = "sum"
+"""First part of the key of a sum from which shares follow."""
 _SUMS = ("own", "across", "within")
 
 
@@ -370,7 +433,7 @@ def _place(kind: str) -> int:
     return int(kind in _OF_CLASSES)
 
 
-def matches_on(indices: Indices, matrices: Matrices) -> dict[tuple[str, str], LayerMaps]:
+def matches_on(indices: Indices, source: Matrices | Similarities) -> dict[tuple[str, str], LayerMaps]:
     """Return the best matches of layers of all pairs of models under every kind of debiased CKA.
 
     Pairs whose models have equal numbers of layers are matched together, which is much faster.
@@ -379,19 +442,22 @@ def matches_on(indices: Indices, matrices: Matrices) -> dict[tuple[str, str], La
     for pair in indices.pairs:
         shape = len(indices.positions[pair.a.name]), len(indices.positions[pair.b.name])
         by_shape.setdefault(shape, []).append(pair)
-    maps = {}
+    maps, where = {}, _similarities(source)
     for kind in indices.conditions:
-        values = indices.similarities(matrices, kind)
+        values = indices.similarities(where, kind)
         for pairs in by_shape.values():
-            blocks = np.stack([indices.block(values, pair) for pair in pairs])
+            blocks = np.stack([
+                values[where.places(indices.positions[pair.a.name][:, None], indices.positions[pair.b.name])]
+                for pair in pairs
+            ])  # fmt: skip
             for pair, a_to_b, b_to_a in zip(pairs, *best_maps(blocks), strict=True):
                 maps[kind, pair.name] = LayerMaps(a_to_b, b_to_a)
     return maps
 
 
 def cross_fitted(
-    make: Callable[[Maps], Indices], halves: Iterator[tuple[Matrices, Matrices]]
-) -> tuple[Float64[np.ndarray, "splits T"], dict[tuple[str, str], LayerMaps]]:
+    make: Callable[[Maps], Indices], halves: Iterator[tuple[Matrices | Similarities, Matrices | Similarities]]
+) -> tuple[Float64[np.ndarray, "splits parts"], dict[tuple[str, str], LayerMaps]]:
     """Compute indices whose matches come from one half of the samples and whose similarities come from the other.
 
     Parameters
@@ -399,12 +465,13 @@ def cross_fitted(
     make
         Function that returns the indices along maps of layers.
     halves
-        Matrices of both halves of the samples, for each of several splits.
+        Similarities on both halves of the samples, for each of several splits.
 
     Returns
     -------
     array
-        (splits, T): mean over both directions of each split. NaN where neither has a value.
+        (splits, parts): mean of the numbers of `Indices.parts` over both directions of each split. NaN where neither
+        has a value.
     dict
         Mean maps of layers over both halves of all splits.
     """
@@ -414,7 +481,7 @@ def cross_fitted(
     for both_halves in halves:
         maps = [matches_on(empty, of_half) for of_half in both_halves]
         for of_half, other in zip(maps, reversed(both_halves), strict=True):
-            rows.append(make(of_half).evaluate(other))
+            rows.append(make(of_half).evaluate_parts(other))
             for key, layers in of_half.items():
                 total = sums.get(key, (0.0, 0.0))
                 sums[key] = total[0] + layers.a_to_b, total[1] + layers.b_to_a
@@ -451,9 +518,24 @@ def _entries(sums: Sequence[tuple[Key, list[tuple[int, int, float]]]]) -> tuple[
     return [key for key, _ in sums], Entries(i, j, np.array(weights, np.float64), first)
 
 
-def _normalised(C: Float64[np.ndarray, "*batch L L"]) -> Float64[np.ndarray, "*batch L L"]:
+def _similarities(source: Matrices | Similarities) -> Similarities:
+    return source if isinstance(source, Similarities) else Similarities.whole(source)
+
+
+def errors_of(
+    count: Float64[np.ndarray, "rows columns"] | int,
+    total: Float64[np.ndarray, "rows columns"],
+    squares: Float64[np.ndarray, "rows columns"],
+) -> Float64[np.ndarray, "rows columns"]:
+    """Return jackknife standard errors, from the sums of changes without each unit, and of their squares."""
+    return np.asarray(np.sqrt((count - 1) / count * np.maximum(squares - total**2 / count, 0)))
+
+
+def _normalised(
+    C: Float64[np.ndarray, "*batch rows columns"],
+    own_rows: Float64[np.ndarray, "*batch rows"],
+    own_columns: Float64[np.ndarray, "*batch columns"],
+) -> Float64[np.ndarray, "*batch rows columns"]:
     """Divide residual inner products by the norms of both layers; NaN for a layer without a residual."""
-    energy = np.diagonal(C, axis1=-2, axis2=-1)
-    defined: Bool[np.ndarray, "*batch L"] = energy > MIN_ENERGY
-    norm = np.sqrt(np.where(defined, energy, np.nan))
-    return C / norm[..., :, None] / norm[..., None, :]
+    a, b = (np.sqrt(np.where(own > MIN_ENERGY, own, np.nan)) for own in (own_rows, own_columns))
+    return C / a[..., :, None] / b[..., None, :]

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from jaxtyping import Float64
+from jaxtyping import Float64, Int64
 
 from repsim.results.variables import CONTROL_PAIRS
 from repsim.study.design import Design, Member, Pair
@@ -20,6 +20,7 @@ TITLES = {
     "input and labels": "cka given input and labels", TWINS: "cka given untrained",
 }  # fmt: skip
 """Names in results of debiased CKA and of partial CKA, by the control that is projected out."""
+Columns = Sequence[int] | Int64[np.ndarray, " k"]
 
 
 @dataclass(frozen=True)
@@ -64,25 +65,23 @@ class Inference:
         """Debiased CKA of all layers and controls and, with classes, similarities within classes."""
         return self.evidence.estimates.matrices
 
-    @property
-    def left_out(self) -> Float64[np.ndarray, "units T"]:
-        """All indices, without each sample or group of samples."""
-        return self.evidence.estimates.left_out
+    def left_out(self, columns: Columns) -> Float64[np.ndarray, "units k"]:
+        """Return indices in some columns, without each sample or group of samples."""
+        return self.evidence.estimates.without(columns)
 
     @property
     def units(self) -> int:
         """Number of independent samples, or of groups of samples."""
-        return len(self.left_out)
+        return self.evidence.estimates.units
 
-    @cached_property
-    def influences(self) -> Float64[np.ndarray, "units T"]:
-        """Influence of every sample, or group of samples, on every index."""
-        return influence(self.evidence.estimates.theta_of_all, self.left_out)
+    def influences(self, columns: Columns) -> Float64[np.ndarray, "units k"]:
+        """Return the influence of every sample, or group of samples, on indices in some columns."""
+        return influence(self.evidence.estimates.theta_of_all[columns], self.left_out(columns))
 
-    @cached_property
-    def drawn(self) -> Float64[np.ndarray, "draws T"]:
-        """Bootstrap draws of all indices, with the same random weights of samples for all of them."""
-        return multiplier_bootstrap(self.theta, self.influences, self.draws, self.seed)
+    def drawn(self, columns: Columns, draws: int) -> Float64[np.ndarray, "draws k"]:
+        """Draw indices in some columns by the bootstrap, with the same random weights of samples for all columns."""
+        count = min(draws, self.draws)
+        return multiplier_bootstrap(self.theta[columns], self.influences(columns), count, self.seed)
 
     @cached_property
     def conditions(self) -> dict[str, str]:
@@ -179,7 +178,7 @@ class Inference:
         """
         columns, weights = np.array(list(coefficients), int), np.array(list(coefficients.values()))
         value = float(self.theta[columns] @ weights)
-        left_out = self.left_out[:, columns] @ weights
+        left_out = self.left_out(columns) @ weights
         units = self.units
         squares = np.square(left_out - left_out.mean())
         variance = (units - 1) / units * float(squares.sum())

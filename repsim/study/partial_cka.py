@@ -70,17 +70,51 @@ def residual(R: ArrayLike, controls: Sequence[int]) -> Matrices:
         return R.copy()
     if not all(0 <= z < R.shape[-1] for z in Z):
         raise InvalidInputError(f"expected controls between 0 and {R.shape[-1] - 1}, got {Z}")
-    within = R[..., Z, :][..., Z]
+    own = _diagonal(R)
+    return residual_between(R, own, own, Z, Z)[0]
+
+
+def residual_between(
+    values: Float64[np.ndarray, "*batch rows columns"],
+    own_rows: Float64[np.ndarray, "*batch rows"],
+    own_columns: Float64[np.ndarray, "*batch columns"],
+    in_rows: Sequence[int],
+    in_columns: Sequence[int],
+) -> tuple[Matrices, PerLayer, PerLayer]:
+    """Compute `residual` for some rows and columns of R, both of which have the controls.
+
+    Parameters
+    ----------
+    values : array of shape (..., rows, columns)
+        Debiased CKA of the rows with the columns.
+    own_rows, own_columns : arrays of shape (..., rows) and (..., columns)
+        Inner products of the layers with themselves: 1 for unit kernels.
+    in_rows, in_columns : sequence of int
+        Positions of the controls among the rows, and among the columns, in the same order.
+
+    Returns
+    -------
+    tuple of arrays
+        C of the rows with the columns, and C_aa of the rows and of the columns.
+    """
+    within = values[..., in_rows, :][..., in_columns]
     defined = np.isfinite(within).all((-2, -1))
     if not defined.any():
-        raise UndefinedValueError(f"the controls {Z} have no similarity with each other: one of them has no value")
+        raise UndefinedValueError(
+            f"the controls {list(in_rows)} have no similarity with each other: one of them has no value"
+        )
     spectrum = np.linalg.eigvalsh(within[defined].mean(0) if defined.ndim else within)
     rank = int((spectrum > TOLERANCE * spectrum[-1]).sum())
-    values, vectors = np.linalg.eigh(np.where(defined[..., None, None], within, np.eye(len(Z))))
-    values, vectors = values[..., None, -rank:], vectors[..., -rank:]
-    along = R[..., Z] @ vectors
-    C = R - (along / values) @ along.swapaxes(-1, -2)
-    return np.where(defined[..., None, None], C, np.nan)
+    roots, vectors = np.linalg.eigh(np.where(defined[..., None, None], within, np.eye(len(in_rows))))
+    roots, vectors = roots[..., None, -rank:], vectors[..., -rank:]
+    along_rows = values[..., in_columns] @ vectors
+    along_columns = values[..., in_rows, :].swapaxes(-1, -2) @ vectors
+    C = values - (along_rows / roots) @ along_columns.swapaxes(-1, -2)
+    own = tuple(
+        np.where(defined[..., None], norms - (np.square(along) / roots).sum(-1), np.nan)
+        for norms, along in ((own_rows, along_rows), (own_columns, along_columns))
+    )
+    return np.where(defined[..., None, None], C, np.nan), *own
 
 
 def partial(R: ArrayLike, controls: Sequence[int]) -> Matrices:
@@ -135,12 +169,34 @@ def partial_of_two(R: ArrayLike, weights: ArrayLike) -> Matrices:
     0.6875
     """
     R, W = _matrices(R), np.asarray(weights, np.float64)
-    with_control = R @ W.T  # <v_a, u_b>
-    controls = W @ with_control
-    own = _diagonal(controls)
-    s, t, st = own[..., :, None], own[..., None, :], controls
-    a_s, b_t = _diagonal(with_control)[..., :, None], _diagonal(with_control)[..., None, :]
-    a_t, b_s = with_control, with_control.swapaxes(-1, -2)
+    return partial_between(R, W, W, W, W)
+
+
+def partial_between(
+    values: Float64[np.ndarray, "*batch rows columns"],
+    of_rows: Float64[np.ndarray, "rows rows"],
+    of_columns: Float64[np.ndarray, "columns columns"],
+    rows_in_columns: Float64[np.ndarray, "rows columns"],
+    columns_in_rows: Float64[np.ndarray, "columns rows"],
+) -> Matrices:
+    """Compute `partial_of_two` for some rows and columns of R, both of which have the controls of all layers.
+
+    Parameters
+    ----------
+    values : array of shape (..., rows, columns)
+        Debiased CKA of the rows with the columns.
+    of_rows, of_columns : arrays of shape (rows, rows) and (columns, columns)
+        Weights of the controls of the rows, as rows, and of the columns, as columns.
+    rows_in_columns, columns_in_rows : arrays of shape (rows, columns) and (columns, rows)
+        The same weights: of the controls of the rows, as columns, and of those of the columns, as rows.
+    """
+    b_s = of_rows @ values  # <v_b, u_a>
+    a_t = values @ of_columns.T  # <v_a, u_b>
+    st = of_rows @ a_t  # <u_a, u_b>
+    a_s = (values * rows_in_columns).sum(-1)[..., :, None]
+    s = (b_s * rows_in_columns).sum(-1)[..., :, None]
+    b_t = (values * columns_in_rows.T).sum(-2)[..., None, :]
+    t = (a_t * columns_in_rows.T).sum(-2)[..., None, :]
     with np.errstate(divide="ignore", invalid="ignore"):
         collinear = s * t - st**2 <= TOLERANCE * s * t  # the two controls span one direction
         det = np.where(collinear, np.nan, s * t - st**2)
@@ -149,7 +205,7 @@ def partial_of_two(R: ArrayLike, weights: ArrayLike) -> Matrices:
             by_both = (t * x_s * y_s - st * (x_s * y_t + x_t * y_s) + s * x_t * y_t) / det
             return np.asarray(np.where(collinear, x_s * y_s / s, by_both))
 
-        C = R - explained(a_s, a_t, b_s, b_t)
+        C = values - explained(a_s, a_t, b_s, b_t)
         energy_a, energy_b = 1 - explained(a_s, a_t, a_s, a_t), 1 - explained(b_s, b_t, b_s, b_t)
         defined = (s > 0) & (t > 0) & (energy_a > MIN_ENERGY) & (energy_b > MIN_ENERGY)
         return np.where(defined, C / np.sqrt(np.where(defined, energy_a * energy_b, 1)), np.nan)

@@ -36,7 +36,9 @@ from repsim.study.estimation import Estimates, estimate
 from repsim.study.evidence import Evidence
 from repsim.study.gram_passes import Kernels, kernels
 from repsim.study.indices import RAW
+from repsim.study.blocks import blocks, divide
 from repsim.study.options import METRICS, UniversalityOptions
+from repsim.study.planning import StudyPlan
 from repsim.study.other_measures import MeasureResult, measure, read
 from repsim.study.untrained_networks import count_architectures, extract_untrained
 
@@ -245,14 +247,18 @@ def _collect_evidence(
         if not len(all_kernels.positions[member.name]):
             reason = all_kernels.undefined[member.layers[0]]
             raise InvalidInputError(f"{member.store.path}: none of its layers can be compared ({reason}); leave it out")
-    estimates = estimate(study, all_kernels, seed=seed, steps=steps)
+    plan = StudyPlan(blocks(divide(study.members, 2**62)))
+    estimates = estimate(study, all_kernels, plan, seed=seed, steps=steps, controls=controls)
     _check_no_copies(estimates)
     indices = estimates.indices
     trained = np.concatenate([all_kernels.positions[member.name] for member in study.trained])
     cubic: tuple[CubicMoments, ...] = ()
     if estimates.cubes is not None:
         cubic = tuple(cubic_moments([all_kernels.grams[k] for k in trained], estimates.cubes[trained]))
-    dimensions = {all_kernels.names[k]: effective_dimension(all_kernels.grams[k]) for k in indices.layers.tolist()}
+    dimensions = {
+        all_kernels.names[k]: effective_dimension(all_kernels.grams[k], float(estimates.squares[k]))
+        for k in indices.layers.tolist()
+    }
 
     notes: list[str] = []
     draw = partial(_permutations, count=permutations, seed=seed, notes=notes)
