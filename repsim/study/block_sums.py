@@ -1,7 +1,7 @@
 """Compute the similarities of a block of layers: on all samples, on halves of them, and without each of them."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -12,7 +12,7 @@ from repsim.engine.resampling import random_permutations
 from repsim.engine.sample_sums import Products, SampleSums
 from repsim.runtime.processes import Ranks
 from repsim.study.blocks import Sides
-from repsim.study.gram_passes import Kernels, symmetric
+from repsim.study.gram_passes import Kernels
 from repsim.study.similarities import Similarities
 
 

@@ -5,7 +5,7 @@ on the other models. So blocks bound the memory, are kept on disk when they are 
 added computes only the blocks of these. Few models make one group, and so one block.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations, combinations_with_replacement, product
 
@@ -81,15 +81,22 @@ def _layers(members: Iterable[Member], positions: Mapping[str, Int64[np.ndarray,
     return np.concatenate([np.zeros(0, int), *(positions[member.name] for member in members)]).astype(int)
 
 
-def divide(members: Sequence[Member], most: int, earlier: Sequence[Sequence[str]] = ()) -> list[Group]:
-    """Divide models into groups of at most ``most`` layers, or of one model with more.
+def divide(
+    members: Sequence[Member],
+    most: float,
+    size: Callable[[Member], float] = lambda member: len(member.arrays),
+    earlier: Sequence[Sequence[str]] = (),
+) -> list[Group]:
+    """Divide models into groups of at most this size in all, or of one larger model.
 
     Parameters
     ----------
     members
         The models, in their order.
     most
-        Largest number of layers of a group.
+        Largest size of a group.
+    size
+        Size of a model; by default its number of layers.
     earlier
         Names of the models of earlier groups, which are kept as they are if all of their models are there: a study to
         which models are added finds the blocks that it has computed.
@@ -98,22 +105,18 @@ def divide(members: Sequence[Member], most: int, earlier: Sequence[Sequence[str]
     groups: list[Group] = []
     for names in earlier:
         group = tuple(by_name[name] for name in names if name in by_name)
-        if len(group) == len(names) and (len(group) == 1 or _count(group) <= most):
+        if len(group) == len(names) and (len(group) == 1 or sum(map(size, group)) <= most):
             groups.append(group)
     placed = {member.name for group in groups for member in group}
     new: list[Member] = []
     for member in members:
         if member.name in placed:
             continue
-        if new and _count([*new, member]) > most:
+        if new and sum(map(size, [*new, member])) > most:
             groups.append(tuple(new))
             new = []
         new.append(member)
     return [*groups, tuple(new)] if new else groups
-
-
-def _count(members: Sequence[Member]) -> int:
-    return sum(len(member.arrays) for member in members)
 
 
 def blocks(groups: Sequence[Group]) -> list[Block]:

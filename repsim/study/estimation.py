@@ -4,11 +4,10 @@ The work is done block by block (`repsim.study.blocks`). A finished block is kep
 """
 
 import hashlib
-import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
-from functools import cached_property, partial
+from functools import cached_property
 from itertools import chain
 from typing import Any
 
@@ -17,19 +16,19 @@ import torch
 from jaxtyping import Float, Float64, Int64
 
 from repsim._version import __version__
-from repsim.engine.checkpoints import Checkpoints
 from repsim.runtime import interrupts, tuning
-from repsim.runtime.processes import ALONE, Ranks
+from repsim.runtime.processes import Ranks
 from repsim.runtime.progress import Steps, counter
 from repsim.study.block_sums import Halves, block_sums, draw_halves
 from repsim.study.blocks import Block, Sides, sides
 from repsim.study.controls import Control
-from repsim.study.design import Design, Pair
+from repsim.study.design import Design, Member, Pair
 from repsim.study.gram_passes import Kernels, Matrices
 from repsim.study.indices import Indices, Key, Maps, cross_fitted, errors_of, matches_on, mean_over_splits
 from repsim.study.layer_matching import LayerMaps
 from repsim.study.planning import StudyPlan
 from repsim.study.similarities import Similarities
+from repsim.study.units import Sharing
 
 _SPLIT_SAMPLES = 20_000
 """Number of samples of all splits together: with many samples, fewer splits are as precise."""
@@ -258,8 +257,7 @@ def estimate(
     *,
     seed: int,
     steps: Steps,
-    checkpoints: Checkpoints | None = None,
-    me: Ranks = ALONE,
+    sharing: Sharing | None = None,
     controls: Sequence[Control] = (),
 ) -> Estimates:
     """Estimate all indices of a study.
@@ -276,17 +274,15 @@ def estimate(
         Seed of the random halves of the samples.
     steps
         Called with the name of each step of the work.
-    checkpoints
-        Where finished blocks are kept.
-    me
-        This process among those that share the work.
+    sharing
+        Where finished blocks are kept, and the processes that share the work of each.
     controls
         Controls of the input, on which the blocks depend.
     """
-    checkpoints = checkpoints or Checkpoints()
+    sharing = sharing or Sharing()
     halves = draw_halves(kernels.unit_of, splits_for(kernels.n), seed)
     works = [_Work(design, kernels, block, halves, plan) for block in plan.blocks]
-    settings = _settings(kernels, plan, controls, seed)
+    settings = settings_of(kernels, plan, controls, seed)
     done: list[BlockEstimates] = []
     units = [block_units(kernels, work) for work in works]
     step = counter(sum(units), steps("comparing all layers"))
@@ -294,11 +290,10 @@ def estimate(
         name = f"{settings} {block_identity(work.block, design)}"
         shapes = work.shapes
         size = sum(int(np.prod(shape)) for shape in shapes)
-        numbers = me.broadcast(checkpoints.load_unit(name, 0, (size,)) if me.first else None)
+        numbers = sharing.load(name, size)
         if numbers is None:
-            result = work.compute(me, _spread(step, count, me))
-            if me.first:
-                checkpoints.save(name, 0, result.flat())
+            result = work.compute(sharing.me, _spread(step, count, sharing.me))
+            sharing.save(name, result.flat())
         else:
             result = BlockEstimates.from_flat(numbers, shapes)
             for _ in range(count):
@@ -325,7 +320,7 @@ def _spread(step: Callable[[], None], count: int, me: Ranks) -> Callable[[], Non
     return stepped
 
 
-def _settings(kernels: Kernels, plan: StudyPlan, controls: Sequence[Control], seed: int) -> str:
+def settings_of(kernels: Kernels, plan: StudyPlan, controls: Sequence[Control], seed: int) -> str:
     """Return a text of all on which a block depends, beside its models."""
     digest = hashlib.sha256()
     for control in controls:
@@ -333,14 +328,15 @@ def _settings(kernels: Kernels, plan: StudyPlan, controls: Sequence[Control], se
     for groups in (kernels.groups, kernels.classes):
         digest.update(b"none" if groups is None else groups.numbers.numpy().tobytes())
     current = tuning.current()
-    sizes = plan.panel, plan.stack, plan.held, current.jackknife_memory, current.halvings
+    sizes = plan.panel, plan.tile_stack, current.jackknife_memory, current.halvings
     device = kernels.grams[0].device.type
     return repr((__version__, "block", kernels.n, digest.hexdigest(), sizes, seed, device))
 
 
 def block_identity(block: Block, design: Design) -> str:
     """Return a text that identifies the models of a block, their layers and their untrained twins."""
-    def identity(member: Any) -> tuple[Any, ...]:
+
+    def identity(member: Member) -> tuple[Any, ...]:
         twins = [twin.store.checksum for twin in design.twins_of(member)] if member.trained else []
         return member.name, member.family, member.store.checksum, member.arrays, twins
 
@@ -369,8 +365,8 @@ def _assembled(
         squares[layers[new]] = block.squares[new]
         if work.block.diagonal:
             cubes[layers] = block.cubes
-        for every, of_block in zip(maps, work.maps(block.maps), strict=True):
-            every |= of_block
+        for whole, of_block in zip(maps, work.maps(block.maps), strict=True):
+            whole.update(of_block)
     indices = Indices(design, kernels.positions, size, *maps, classes=kernels.classes is not None)
     of_all, splits = (np.zeros((count, len(indices.names))) for count in (1, works[0].halves.splits))
     many = kernels.units * len(indices.names) > _HALF_PRECISION

@@ -29,6 +29,7 @@ from repsim.metrics.recipes.groups import Groups
 from repsim.metrics.recipes.rows import cut
 from repsim.metrics.recipes.within_classes import WithinClasses, degrees_of_freedom, within_classes
 from repsim.runtime import tuning
+from repsim.runtime.processes import ALONE, Ranks
 from repsim.runtime.progress import Progress
 from repsim.stores.alignment import AlignedView
 from repsim.study import chance
@@ -317,6 +318,7 @@ def kernels(
     classes: Groups | None = None,
     keep: bool,
     step: Callable[[], None],
+    me: Ranks = ALONE,
 ) -> Kernels:
     """Compute the centred Gram matrices of all layers of all models, and of the controls.
 
@@ -334,10 +336,12 @@ def kernels(
         Whether layers stay in memory; otherwise they are read again for each pass.
     step
         Called after each layer.
+    me
+        This process among those that share the layers.
     """
     inputs = sources(design.members, device)
     inputs += [Source(control.name, control.name, partial(_control_features, control, device)) for control in controls]
-    prepared = prepare(CentredGram(), inputs, device=device, keep=keep, step=step)
+    prepared = prepare(CentredGram(), inputs, device=device, keep=keep, me=me, step=step)
     single = {name: ONE_SAMPLE for name, factor in prepared.factors.items() if varies_in_one_sample(factor)}
     undefined = {**prepared.undefined, **single}
     names = tuple(source.name for source in inputs if source.name not in undefined)

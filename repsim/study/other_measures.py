@@ -1,8 +1,11 @@
 """Compute measures without a partial or leave-one-out formula: values, chance levels, permutations, half-samples."""
 
 import dataclasses
+import hashlib
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -11,19 +14,22 @@ import numpy as np
 import torch
 from jaxtyping import Float64, Int64
 
-from repsim.engine.planning import LayerShape, Limits, plan
+from repsim._version import __version__
+from repsim.engine.planning import LayerShape, Limits, by_recipe, plan
 from repsim.engine.preparation import Prepared, Source, prepare
 from repsim.engine.resampling import permuted, random_subsamples
 from repsim.metrics import Metric, Recipe
 from repsim.metrics.base import GramMetric
 from repsim.metrics.recipes.base import PermutableFactor
-from repsim.metrics.recipes.cost import NOMINAL
+from repsim.metrics.recipes.cost import NOMINAL, LayerSize
 from repsim.metrics.recipes.groups import LEAST, Groups
 from repsim.runtime import tuning
-from repsim.runtime.progress import Progress, counter
+from repsim.runtime.progress import Progress, Steps, counter
+from repsim.study.blocks import divide
 from repsim.study.design import Member, Pair
 from repsim.study.gram_passes import sources
 from repsim.study.layer_matching import mbm
+from repsim.study.units import Sharing, flat, shaped
 
 Values = Float64[np.ndarray, "a b"]
 MIN_PERMUTATIONS = 19
@@ -67,125 +73,288 @@ class MeasureResult:
 
 
 @dataclass(frozen=True, eq=False)
-class Layers:
-    """Layers of pairs of models, in memory, and prepared for all measures that share a recipe."""
+class Setting:
+    """Data and limits that all measures of a study share."""
 
-    values: Mapping[str, torch.Tensor]
-    prepared: Prepared
+    pairs: Sequence[Pair]
+    """Pairs of models to compare."""
+    tested: Sequence[Pair]
+    """Those for which chance levels and permuted values are computed as well."""
+    orders: Int64[np.ndarray, "count n"]
+    """Permutations of the samples. If samples are in groups, they exchange whole groups."""
+    device: str = "cpu"
+    memory: int | None = None
+    seed: int = 0
+    """Seed of the half-samples."""
+    groups: Groups | None = None
+    """Groups of samples that are not independent: half-samples then consist of whole groups. The values are those
+    without groups."""
+    sharing: Sharing = field(default_factory=Sharing)
+    """Where finished pairs are kept, and the processes that share the others."""
+    available: float = math.inf
+    """Bytes for the prepared layers of the models that are compared at the same time."""
 
-    def features(self, name: str) -> int:
-        """Return the number of features of a layer."""
-        return self.values[name].shape[1]
+    @property
+    def n(self) -> int:
+        """Number of samples."""
+        return self.orders.shape[1]
 
 
-def read(pairs: Sequence[Pair], recipe: Recipe[Any], device: str, min_samples: int = 4) -> Layers:
-    """Read every layer of the pairs of models once, and prepare it with the recipe."""
-    members = {member.name: member for pair in pairs for member in (pair.a, pair.b)}
-    values = {source.name: source.rows()[:] for source in sources(tuple(members.values()), device, min_samples)}
-    in_memory = [Source(name, name, partial(values.__getitem__, name)) for name in values]
-    return Layers(values, prepare(recipe, in_memory, device=device))
+def measure_all(
+    metrics: Sequence[Metric[Any]], setting: Setting, steps: Steps | None = None
+) -> dict[str, MeasureResult]:
+    """Compare the layers of all pairs of models under several measures; return the results by their specs.
 
-
-def measure(
-    metric: Metric[Any],
-    pairs: Sequence[Pair],
-    tested: Sequence[Pair],
-    orders: Int64[np.ndarray, "count n"],
-    *,
-    device: str,
-    memory: int | None,
-    seed: int,
-    groups: Groups | None = None,
-    layers: Layers | None = None,
-    progress: Progress | None = None,
-) -> MeasureResult:
-    """Compare the layers of all pairs of models.
-
-    Parameters
-    ----------
-    metric
-        The measure.
-    pairs
-        Pairs to compare.
-    tested
-        Those of ``pairs`` for which chance levels and permuted values are computed as well.
-    orders
-        (count, n): permutations of the samples.
-    device
-        Device on which layers are prepared.
-    memory
-        Bytes that may be used.
-    seed
-        Seed of the half-samples.
-    groups
-        Groups of samples that are not independent: half-samples then consist of whole groups. The orders have to
-        exchange whole groups, too. The values are those without groups.
-    layers
-        Layers that have been read, and prepared with a recipe that serves this measure; by default they are read.
-    progress
-        Called with the number of steps done, and of all.
+    Measures with the same recipe prepare their layers once. ``steps`` is called with the name of each step of the work.
     """
-    result = MeasureResult(metric)
-    n = orders.shape[1]
-    if not pairs or n < metric.min_samples:
-        result.values = {pair.name: np.full((len(pair.a.layers), len(pair.b.layers)), np.nan) for pair in pairs}
-        result.chance = result.chance_sd = result.values
-        if pairs:
-            result.notes.append(f"{n} samples are too few: it needs at least {metric.min_samples}")
-        return result
-    if layers is None:
-        layers = read(pairs, metric.recipe_for("features"), device, metric.min_samples)
-    prepared = layers.prepared
-    result.notes += [f"layer {name}: {why}" for name, why in prepared.undefined.items()]
-    # factors that cannot be permuted are prepared again for each permutation
-    permutable = isinstance(metric, GramMetric) or all(
-        isinstance(factor, PermutableFactor) for factor in prepared.factors.values()
+    results: dict[str, MeasureResult] = {}
+    for recipe, sharing in by_recipe(metrics, "features"):
+        names = ", ".join(metric.spec for metric in sharing)
+        results |= _measure(recipe, sharing, setting, None if steps is None else steps(f"measuring {names}"))
+    return results
+
+
+def measure(metric: Metric[Any], setting: Setting, progress: Progress | None = None) -> MeasureResult:
+    """Compare the layers of all pairs of models under one measure."""
+    return _measure(metric.recipe_for("features"), [metric], setting, progress)[metric.spec]
+
+
+def _measure(
+    recipe: Recipe[Any], metrics: Sequence[Metric[Any]], setting: Setting, progress: Progress | None
+) -> dict[str, MeasureResult]:
+    results = {metric.spec: MeasureResult(metric) for metric in metrics}
+    possible = []
+    for metric in metrics:
+        result = results[metric.spec]
+        if setting.pairs and setting.n >= metric.min_samples:
+            possible.append(_planned(result, setting))
+        else:
+            _leave_out(result, setting)
+    if not possible:
+        return results
+    comparison = _Comparison(recipe, possible, setting)
+    keys = comparison.keys()
+    step = counter(len(keys) + sum(planned.halves for planned in possible), progress)
+    units = setting.sharing.compute(
+        {key: comparison.name(*key) for key in keys}, {key: comparison.size(*key) for key in keys},
+        comparison.compute, step,
+    )  # fmt: skip
+    for (planned, pair), numbers in units.items():
+        comparison.read(planned, pair, numbers)
+    for planned in possible:
+        planned.finish(setting)
+        for name, values in comparison.on_halves(planned, step).items():
+            planned.result.halves[name] = as_similarity(planned.result.metric, values)
+    return results
+
+
+def _leave_out(result: MeasureResult, setting: Setting) -> None:
+    """Fill in NaN for a measure that has too few samples, or no pairs."""
+    result.values = {pair.name: np.full((len(pair.a.layers), len(pair.b.layers)), np.nan) for pair in setting.pairs}
+    result.chance = result.chance_sd = result.values
+    if setting.pairs:
+        result.notes.append(f"{setting.n} samples are too few: it needs at least {result.metric.min_samples}")
+
+
+@dataclass(eq=False)
+class _Planned:
+    """A measure, and how many permutations and half-samples are computed of it."""
+
+    result: MeasureResult
+    draws: int
+    halves: int
+    permutable: bool
+    """Whether prepared layers can be permuted; otherwise they are prepared again for each permutation."""
+    undefined: dict[str, str] = field(default_factory=dict)
+    widths: list[tuple[int, int]] = field(default_factory=list)
+
+    @property
+    def metric(self) -> Metric[Any]:
+        return self.result.metric
+
+    def finish(self, setting: Setting) -> None:
+        """Add notes about layers without values, and about too few samples."""
+        self.result.notes[:0] = [f"layer {name}: {why}" for name, why in self.undefined.items()]
+        if scarcity := self.metric.scarcity_of_all(setting.n, self.widths):
+            self.result.notes.append(scarcity)
+
+
+def _planned(result: MeasureResult, setting: Setting) -> _Planned:
+    metric = result.metric
+    permutable = isinstance(metric, GramMetric) or _is_permutable(metric)
+    draws, halves = _affordable_counts(
+        result, setting.pairs, setting.tested, setting.n, len(setting.orders), permutable=permutable
     )
-    draws, halves = _affordable_counts(result, pairs, tested, n, len(orders), permutable=permutable)
-    if halves and groups is not None and groups.count < 2 * LEAST:
-        result.notes.append(f"no interval: {groups.count} groups of samples are too few to be halved")
+    if halves and setting.groups is not None and setting.groups.count < 2 * LEAST:
+        result.notes.append(f"no interval: {setting.groups.count} groups of samples are too few to be halved")
         halves = 0
-    tested_names = {pair.name for pair in tested}
-    step = counter(len(pairs) + halves, progress)
-    widths: list[tuple[int, int]] = []
-    for pair in pairs:
-        a, b = ([prepared.factors.get(name) for name in side.layers] for side in (pair.a, pair.b))
-        result.values[pair.name] = as_similarity(metric, _blocks(metric, a, b))
-        if pair.name not in tested_names:
-            step()
-            continue
-        result.cautions[pair.name] = _cautions(metric, a, b)
-        row_widths, column_widths = (
-            [
-                metric.width(x, layers.features(name))
-                for name, x in zip(side.layers, factors, strict=True)
-                if x is not None
-            ]
-            for side, factors in ((pair.a, a), (pair.b, b))
-        )
-        widths += itertools.product(row_widths, column_widths)
-        levels = [[metric.chance(x, y) if x is not None and y is not None else None for y in b] for x in a]
-        result.chance[pair.name] = as_similarity(metric, _chance_values(levels, "mean"))
-        result.chance_sd[pair.name] = _chance_values(levels, "sd")
-        if draws:
-            columns = (
-                b
-                if permutable
-                else [
-                    layers.values[name] if factor is not None else None
-                    for name, factor in zip(pair.b.layers, b, strict=True)
-                ]
-            )
-            permuted_values = _permuted(metric, a, columns, orders[:draws], memory)
-            result.permuted[pair.name] = as_similarity(metric, permuted_values)
-        step()
-    if scarcity := metric.scarcity_of_all(n, widths):
-        result.notes.append(scarcity)
-    if halves:
-        samples = _half_samples(n, halves, seed, groups)
-        for name, values in _on_halves(metric, pairs, layers.values, samples, n=n, step=step).items():
-            result.halves[name] = as_similarity(metric, values)
-    return result
+    return _Planned(result, draws, halves, permutable)
+
+
+def _is_permutable(metric: Metric[Any]) -> bool:
+    """Return whether prepared layers can be permuted, which a recipe shows on a small layer."""
+    rng = np.random.default_rng(0)
+    small = torch.from_numpy(rng.normal(size=(max(32, metric.min_samples), 4)))
+    return isinstance(metric.recipe_for("features")(small), PermutableFactor)
+
+
+_TEXT = 2**14
+"""Numbers of a unit that hold a text: its length, and its bytes."""
+
+
+@dataclass(eq=False)
+class _Comparison:
+    """Pairs of models under measures that share a recipe. A unit is one pair of models under one measure."""
+
+    recipe: Recipe[Any]
+    planned: Sequence[_Planned]
+    setting: Setting
+
+    def __post_init__(self) -> None:
+        setting = self.setting
+        self._tested = {pair.name for pair in setting.tested}
+        members = list({member.name: member for pair in setting.pairs for member in (pair.a, pair.b)}.values())
+        groups = divide(members, setting.available / 2, self._bytes)
+        group_of = {member.name: k for k, group in enumerate(groups) for member in group}
+        self._block_of = {
+            pair.name: tuple(sorted((group_of[pair.a.name], group_of[pair.b.name]))) for pair in setting.pairs
+        }
+
+    def _bytes(self, member: Member) -> float:
+        sizes = [LayerSize(self.setting.n, shape.p, max(4, shape.itemsize)) for shape in _shapes(member)]
+        return float(sum(self.recipe.memory(size).factor + self.recipe.memory(size).state for size in sizes))
+
+    def keys(self) -> list[tuple[_Planned, Pair]]:
+        """Return all units, block after block, as the layers of a block are in memory at the same time."""
+        pairs = sorted(self.setting.pairs, key=lambda pair: self._block_of[pair.name])
+        blocks = itertools.groupby(pairs, key=lambda pair: self._block_of[pair.name])
+        return [(planned, pair) for _, of_block in blocks for pair in of_block for planned in self.planned]
+
+    def name(self, planned: _Planned, pair: Pair) -> str:
+        """Return a text of all on which a unit depends."""
+        setting = self.setting
+        orders = hashlib.sha256(setting.orders[: planned.draws].tobytes()).hexdigest()
+        members = [(member.store.checksum, member.arrays) for member in (pair.a, pair.b)]
+        tested = pair.name in self._tested
+        device = setting.device.partition(":")[0]
+        return repr((__version__, "measure", planned.metric.spec, members, planned.draws, orders, tested, device))
+
+    def _shapes(self, planned: _Planned, pair: Pair) -> list[tuple[int, ...]]:
+        a, b = len(pair.a.layers), len(pair.b.layers)
+        return [(a, b), (a, b), (a, b), (planned.draws, a, b), (a,), (b,), (_TEXT,)]
+
+    def size(self, planned: _Planned, pair: Pair) -> int:
+        """Return the number of values of a unit."""
+        return sum(int(np.prod(shape)) for shape in self._shapes(planned, pair))
+
+    def compute(self, keys: Sequence[tuple[_Planned, Pair]]) -> Iterator[Float64[np.ndarray, " all"]]:
+        """Compare pairs of models, one after the other."""
+        for _, of_block in itertools.groupby(keys, key=lambda key: self._block_of[key[1].name]):
+            chosen = list(of_block)
+            members = {member.name: member for _, pair in chosen for member in (pair.a, pair.b)}
+            layers = sources(tuple(members.values()), self.setting.device, self._least)
+            prepared = prepare(self.recipe, layers, device=self.setting.device)
+            for planned, pair in chosen:
+                yield self._pair(planned, pair, prepared)
+
+    @property
+    def _least(self) -> int:
+        return max(planned.metric.min_samples for planned in self.planned)
+
+    def _pair(self, planned: _Planned, pair: Pair, prepared: Prepared) -> Float64[np.ndarray, " all"]:
+        metric, setting = planned.metric, self.setting
+        names = pair.a.layers, pair.b.layers
+        a, b = ([prepared.factors.get(name) for name in side] for side in names)
+        values = as_similarity(metric, _blocks(metric, a, b))
+        chance = chance_sd = np.full(values.shape, np.nan)
+        permuted_values = np.full((planned.draws, *values.shape), np.nan)
+        text: dict[str, Any] = {
+            "undefined": {name: prepared.undefined[name] for side in names for name in side if name in prepared.undefined}
+        }
+        shapes = (_shapes(pair.a), _shapes(pair.b))
+        widths = [
+            [metric.width(x, shape.p) if x is not None else -1 for x, shape in zip(factors, of_side, strict=True)]
+            for factors, of_side in zip((a, b), shapes, strict=True)
+        ]
+        if pair.name in self._tested:
+            text["cautions"] = sorted(_cautions(metric, a, b))
+            levels = [[metric.chance(x, y) if x is not None and y is not None else None for y in b] for x in a]
+            chance = as_similarity(metric, _chance_values(levels, "mean"))
+            chance_sd = _chance_values(levels, "sd")
+            if planned.draws:
+                columns = b
+                if not planned.permutable:
+                    of_b = {source.name: source.rows for source in sources((pair.b,), setting.device, metric.min_samples)}
+                    columns = [of_b[name]()[:] if y is not None else None for name, y in zip(names[1], b, strict=True)]
+                drawn = _permuted(metric, a, columns, setting.orders[: planned.draws], setting.memory)
+                permuted_values = as_similarity(metric, drawn)
+        return flat([values, chance, chance_sd, permuted_values, *widths, _numbers_of(json.dumps(text))])
+
+    def read(self, planned: _Planned, pair: Pair, numbers: Float64[np.ndarray, " all"]) -> None:
+        """Put the numbers of a unit into the result of its measure."""
+        result, name = planned.result, pair.name
+        values, chance, chance_sd, permuted_values, rows, columns, text = shaped(numbers, self._shapes(planned, pair))
+        said = json.loads(_text_of(text))
+        result.values[name] = values
+        planned.undefined |= said["undefined"]
+        if name not in self._tested:
+            return
+        result.chance[name], result.chance_sd[name] = chance, chance_sd
+        result.cautions[name] = set(said["cautions"])
+        planned.widths += [(int(p), int(q)) for p in rows for q in columns if p >= 0 and q >= 0]
+        if planned.draws:
+            result.permuted[name] = permuted_values
+
+    def on_halves(
+        self, planned: _Planned, step: Callable[[], None]
+    ) -> dict[str, Float64[np.ndarray, "count a b"]]:
+        """Compute the values of all pairs on each half-sample, by the name of the pair. A unit is a half-sample."""
+        setting, metric = self.setting, _on_half(planned.metric, self.setting.n)
+        if not planned.halves:
+            return {}
+        samples = _half_samples(setting.n, planned.halves, setting.seed, setting.groups)
+        pairs = sorted(setting.pairs, key=lambda pair: self._block_of[pair.name])
+        shapes = [(len(pair.a.layers), len(pair.b.layers)) for pair in pairs]
+        members = {m.name: (m.store.checksum, m.arrays) for pair in pairs for m in (pair.a, pair.b)}
+        about = repr((__version__, "half", planned.metric.spec, [(pair.name, *map(members.get, (pair.a.name, pair.b.name)))
+                      for pair in pairs], setting.device.partition(":")[0]))  # fmt: skip
+        names = {
+            k: f"{hashlib.sha256(half.tobytes()).hexdigest()} {about}" for k, half in enumerate(samples)
+        }  # fmt: skip
+        size = sum(a * b for a, b in shapes)
+
+        def compute(halves: Sequence[int]) -> Iterator[Float64[np.ndarray, " all"]]:
+            for k in halves:
+                yield flat(self._on_half(metric, pairs, torch.from_numpy(samples[k])))
+
+        units = setting.sharing.compute(names, dict.fromkeys(names, size), compute, step)
+        by_half = [list(shaped(units[k], shapes)) for k in names]
+        return {pair.name: np.stack([blocks[p] for blocks in by_half]) for p, pair in enumerate(pairs)}
+
+    def _on_half(
+        self, metric: Metric[Any], pairs: Sequence[Pair], half: Int64[torch.Tensor, " m"]
+    ) -> Iterator[Values]:
+        recipe = metric.recipe_for("features")
+        for _, of_block in itertools.groupby(pairs, key=lambda pair: self._block_of[pair.name]):
+            chosen = list(of_block)
+            members = {member.name: member for pair in chosen for member in (pair.a, pair.b)}
+            layers = sources(tuple(members.values()), self.setting.device)
+            subsets = [Source(one.name, one.name, partial(_select_samples, one.rows, half)) for one in layers]
+            factors = prepare(recipe, subsets, device=self.setting.device).factors
+            for pair in chosen:
+                yield _blocks(metric, *([factors.get(name) for name in side.layers] for side in (pair.a, pair.b)))
+
+
+def _numbers_of(text: str) -> Float64[np.ndarray, " numbers"]:
+    """Return a text as numbers: its length in bytes, and these."""
+    data = text.encode()[: _TEXT - 1]
+    numbers = np.zeros(_TEXT)
+    numbers[0], numbers[1 : 1 + len(data)] = len(data), np.frombuffer(data, np.uint8)
+    return numbers
+
+
+def _text_of(numbers: Float64[np.ndarray, " numbers"]) -> str:
+    return bytes(numbers[1 : 1 + int(numbers[0])].astype(np.uint8)).decode()
 
 
 def _cautions(metric: Metric[Any], a: Sequence[Any], b: Sequence[Any]) -> set[str]:
@@ -286,28 +455,6 @@ def _permuted(
     return values
 
 
-def _on_halves(
-    metric: Metric[Any],
-    pairs: Sequence[Pair],
-    layers: Mapping[str, torch.Tensor],
-    samples: Sequence[Int64[np.ndarray, " m"]],
-    *,
-    n: int,
-    step: Callable[[], None],
-) -> dict[str, Float64[np.ndarray, "count a b"]]:
-    """Compute the values of all pairs on each half-sample, by the name of the pair."""
-    metric = _on_half(metric, n)
-    blocks: dict[str, list[Values]] = {pair.name: [] for pair in pairs}
-    for half in map(torch.from_numpy, samples):
-        subsets = [Source(name, name, partial(_select_samples, x, half)) for name, x in layers.items()]
-        factors = prepare(metric.recipe_for("features"), subsets).factors
-        for pair in pairs:
-            sides = ([factors.get(name) for name in side.layers] for side in (pair.a, pair.b))
-            blocks[pair.name].append(_blocks(metric, *sides))
-        step()
-    return {name: np.stack(values) for name, values in blocks.items()}
-
-
 def _on_half(metric: Metric[Any], n: int) -> Metric[Any]:
     """Return the measure for half of the samples: a number of neighbours k is halved, so that k / n stays the same.
 
@@ -319,8 +466,9 @@ def _on_half(metric: Metric[Any], n: int) -> Metric[Any]:
     return dataclasses.replace(metric, k=max(1, round(k * (n // 2) / n)))
 
 
-def _select_samples(x: torch.Tensor, samples: torch.Tensor) -> torch.Tensor:
-    return x[samples.to(x.device)]
+def _select_samples(rows: Callable[[], Any], samples: torch.Tensor) -> torch.Tensor:
+    values: torch.Tensor = rows()[samples]
+    return values
 
 
 def _chance_values(levels: Sequence[Sequence[Any]], name: str) -> Values:

@@ -8,18 +8,22 @@ by the same permutation, which keeps the similarities of layers within a network
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float64, Int64
 
-from repsim.runtime import tuning
+from repsim.runtime import interrupts, tuning
 from repsim.runtime.progress import Progress, counter
+from repsim.study.blocks import Block
 from repsim.study.design import Design, Pair
 from repsim.study.gram_passes import Kernels, permuted_values
-from repsim.study.indices import RAW, Indices
+from repsim.study.indices import RAW
 from repsim.study.layer_matching import mbm
 from repsim.study.partial_cka import MIN_ENERGY, TOLERANCE
 from repsim.study.reading import ALPHA
+from repsim.study.units import Sharing
 
 _FEWEST, _MOST = 1000, 20_000
 _FEWEST_SAMPLES, _FEWEST_UNITS = 100, 8
@@ -67,12 +71,85 @@ def statistics(S: Float64[np.ndarray, "*batch a b"]) -> Float64[np.ndarray, "*ba
     return np.stack([mbm(S), np.where(np.isinf(largest), np.nan, largest)], -1)
 
 
+@dataclass(frozen=True, eq=False)
+class Reduced:
+    """Kernels of a block of models, on all samples and on a part of them, small enough to be permuted."""
+
+    design: Design
+    pairs: Sequence[Pair]
+    """Pairs of trained models that are tested."""
+    kernels: Kernels
+    """Kernels of the trained models of these pairs, and of the controls of the input."""
+
+    @property
+    def identity(self) -> str:
+        """Text that identifies the models and their layers."""
+        members = {member.name: member for pair in self.pairs for member in (pair.a, pair.b)}
+        checksums = [(member.store.checksum, member.arrays) for member in members.values()]
+        return repr(([pair.name for pair in self.pairs], checksums))
+
+    @cached_property
+    def plain(self) -> Kernels:
+        """Kernels that are permuted as they are, or cut to leading components if there are many samples."""
+        return reduced_kernels(self.kernels, self.models)
+
+    @property
+    def models(self) -> list[str]:
+        """Names of the models of all pairs, each once."""
+        return list(dict.fromkeys(member.name for pair in self.pairs for member in (pair.a, pair.b)))
+
+    @cached_property
+    def observed(self) -> Float64[np.ndarray, "rows columns"]:
+        """Debiased CKA of the rows with the columns, of what is permuted."""
+        return self.plain.cka()[np.ix_(*self.sides)]
+
+    @cached_property
+    def sides(self) -> tuple[Int64[np.ndarray, " rows"], Int64[np.ndarray, " columns"]]:
+        """Layers of the first model of each pair, and of the second."""
+        firsts, seconds = (list(dict.fromkeys(getattr(pair, side).name for pair in self.pairs)) for side in "ab")
+        rows, columns = (
+            np.concatenate([self.plain.positions[name] for name in names]) for names in (firsts, seconds)
+        )
+        return rows, columns
+
+    def places(self) -> dict[str, tuple[Int64[np.ndarray, "..."], ...]]:
+        """Return the rows and columns of every pair."""
+        row_of, column_of = ({k: i for i, k in enumerate(side.tolist())} for side in self.sides)
+        return {
+            pair.name: np.ix_(
+                [row_of[k] for k in self.plain.positions[pair.a.name].tolist()],
+                [column_of[k] for k in self.plain.positions[pair.b.name].tolist()],
+            )
+            for pair in self.pairs
+        }
+
+
+def reduced(kernels: Kernels, design: Design, blocks: Sequence[Block]) -> list[Reduced]:
+    """Return the parts of a study whose pairs of trained models are permuted together: one for each block."""
+    order = {member.name: k for k, member in enumerate(design.members)}
+    inputs = kernels.positions.get("input", np.zeros(0, int)).tolist()
+    parts = []
+    for block in blocks:
+        pairs = [
+            pair for pair in block.pairs(order)
+            if pair.a.trained and pair.b.trained and len(kernels.positions[pair.a.name])
+            and len(kernels.positions[pair.b.name])
+        ]  # fmt: skip
+        if pairs:
+            names = list(dict.fromkeys(member.name for pair in pairs for member in (pair.a, pair.b)))
+            layers = [k for name in names for k in kernels.positions[name].tolist()]
+            parts.append(Reduced(design, pairs, kernels.select([*layers, *inputs])))
+    return parts
+
+
 def cka_nulls(
-    kernels: Kernels,
-    indices: Indices,
+    parts: Sequence[Reduced],
+    kinds: Sequence[str],
     draw: Draw,
     *,
     memory: int | None,
+    name: Callable[[Reduced], str] = lambda _: "",
+    sharing: Sharing | None = None,
     progress: Progress | None = None,
 ) -> dict[tuple[str, str], Null]:
     """Compute the null distributions of debiased CKA and partial CKA for all pairs of trained models.
@@ -86,14 +163,18 @@ def cka_nulls(
 
     Parameters
     ----------
-    kernels
-        Gram matrices of all layers and controls.
-    indices
-        Indices of the study.
+    parts
+        Kernels of all layers and controls, one part for each block of models.
+    kinds
+        Kinds of debiased CKA.
     draw
         Draws permutations; they exchange samples of one class only, if the null hypothesis is about classes.
     memory
         Bytes that may be used.
+    name
+        Returns a text of all on which the permutations of a part depend.
+    sharing
+        Where finished units are kept, and the processes that share the others. A unit is a run of permutations.
     progress
         Called with the number of permutations done, and of all.
 
@@ -102,66 +183,96 @@ def cka_nulls(
     dict
         Null distributions by (kind of control, name of the pair).
     """
-    pairs = [
-        pair
-        for pair in indices.design.pairs
-        if len(kernels.positions[pair.a.name]) and len(kernels.positions[pair.b.name])
-    ]
-    orders = draw(kernels, np.arange(kernels.n))
-    if not pairs or not len(orders):
+    sharing = sharing or Sharing()
+    orders = draw(parts[0].kernels, np.arange(parts[0].kernels.n)) if parts else np.zeros((0, 0), np.int64)
+    if not len(orders):
         return {}
-    kinds = [kind for kind in indices.kernels if kind in _KINDS]
-    step = counter(len(orders) * len(kinds), progress)
-    nulls = _plain_nulls(kernels, indices.design, pairs, orders, memory=memory, step=step)
-    if kinds[1:]:
-        part, samples = _random_part(kernels, indices, len(orders))
-        orders = orders if len(samples) == kernels.n else draw(part, samples)
-        if len(orders):
-            units = part.unit_kernels().reshape(len(part.names), -1)
-            nulls |= _partial_nulls(part, pairs, units, orders, step=step)
+    kinds = [kind for kind in kinds if kind in _KINDS]
+    size = tuning.current().permutations_at_once
+    runs = [slice(start, min(start + size, len(orders))) for start in range(0, len(orders), size)]
+    step = counter(len(runs) * len(kinds) * len(parts), progress)
+    nulls: dict[tuple[str, str], Null] = {}
+    for part in parts:
+        for kind in kinds:
+            compute = _Plain(part, orders, memory) if kind == RAW else _Partial(part, draw, len(orders))
+            names = {k: f"permuted {kind} {runs[k]} {name(part)}" for k in range(len(runs))}
+            sizes = {k: 2 * len(part.pairs) * (1 + runs[k].stop - runs[k].start) for k in names}
+            units = sharing.compute(
+                names, sizes, lambda keys, compute=compute: (compute(runs[k]) for k in keys), step  # type: ignore[misc]
+            )  # fmt: skip
+            values = [units[k].reshape(-1, len(part.pairs), 2) for k in names]
+            for p, pair in enumerate(part.pairs):
+                permuted = np.concatenate([of_run[1:, p] for of_run in values])
+                if kind == RAW or np.isfinite(permuted).any() or np.isfinite(values[0][0, p]).any():
+                    nulls[kind, pair.name] = Null(values[0][0, p], permuted)
     return nulls
 
 
-def _plain_nulls(
-    kernels: Kernels,
-    design: Design,
-    pairs: Sequence[Pair],
-    orders: Int64[np.ndarray, "count n"],
-    *,
-    memory: int | None,
-    step: Callable[[], None],
-) -> dict[tuple[str, str], Null]:
-    """Compute the null distributions of debiased CKA."""
-    kernels = reduced_kernels(kernels, design)
-    models = [kernels.positions[member.name] for member in design.trained]
-    rows, columns = np.concatenate(models[:-1]), np.concatenate(models[1:])
-    row_of, column_of = ({k: i for i, k in enumerate(side)} for side in (rows, columns))
-    places = {
-        pair.name: np.ix_(
-            [row_of[k] for k in kernels.positions[pair.a.name]],
-            [column_of[k] for k in kernels.positions[pair.b.name]],
-        )
-        for pair in pairs
-    }
-    R = kernels.cka()[np.ix_(rows, columns)]
-    permuted: dict[str, list[Float64[np.ndarray, "batch two"]]] = {pair.name: [] for pair in pairs}
-    for start in range(0, len(orders), tuning.current().permutations_at_once):
-        batch = orders[start : start + tuning.current().permutations_at_once]
-        values = permuted_values(kernels, rows, columns, batch, memory=memory, progress=None)
-        for name, (i, j) in places.items():
-            permuted[name].append(statistics(values[:, i, j]))
-        for _ in batch:
-            step()
-    return {(RAW, name): Null(statistics(R[place]), np.concatenate(permuted[name])) for name, place in places.items()}
+class _Plain:
+    """Permutations of debiased CKA: computes the observed statistics of all pairs, and then those of a run."""
+
+    def __init__(self, part: Reduced, orders: Int64[np.ndarray, "count n"], memory: int | None) -> None:
+        self._part, self._orders, self._memory = part, orders, memory
+
+    def __call__(self, run: slice) -> Float64[np.ndarray, " values"]:
+        part = self._part
+        rows, columns = part.sides
+        values = permuted_values(part.plain, rows, columns, self._orders[run], memory=self._memory, progress=None)
+        both = np.concatenate([part.observed[None], values])
+        return np.stack([statistics(both[:, i, j]) for i, j in part.places().values()], 1).ravel()
 
 
-def _random_part(kernels: Kernels, indices: Indices, count: int) -> tuple[Kernels, Int64[np.ndarray, " part"]]:
+class _Partial:
+    """Permutations of partial CKA, from residuals of the unit kernels; computes as `_Plain` does.
+
+    NaN if too few rearrangements of the part of the samples exist.
+    """
+
+    def __init__(self, part: Reduced, draw: Draw, count: int) -> None:
+        self._part, self._draw, self._count = part, draw, count
+
+    @cached_property
+    def _ready(self) -> tuple[Any, ...] | None:
+        part = self._part
+        kernels, samples = _random_part(part, self._count)
+        orders = self._draw(kernels, samples)
+        Z, n = kernels.positions.get("input", np.zeros(0, int)), kernels.n
+        if not len(orders) or not len(Z):
+            return None
+        units = kernels.unit_kernels().reshape(len(kernels.names), -1)
+        beta, energy = _projection(units @ units.T, Z)
+        layers = np.concatenate([kernels.positions[name] for name in part.models])
+        residuals = (units[layers] - beta[:, layers].T @ units[Z]) / np.sqrt(energy[layers])[:, None]
+        place = {k: i for i, k in enumerate(layers.tolist())}
+        positions = {
+            name: np.array([place[k] for k in kernels.positions[name].tolist()], int) for name in part.models
+        }
+        i, j = np.triu_indices(n, 1)  # the diagonal is 0, and the matrices are symmetric
+        left = np.ascontiguousarray(np.float32(residuals[:, i * n + j]))
+        right = np.ascontiguousarray(np.float32(residuals.T))  # the layers of an entry lie side by side
+        return orders, positions, left, right, i, j, n
+
+    def __call__(self, run: slice) -> Float64[np.ndarray, " values"]:
+        if self._ready is None:
+            return np.full(2 * len(self._part.pairs) * (1 + run.stop - run.start), np.nan)
+        orders, positions, left, right, i, j, n = self._ready
+        tables = [2 * (left @ right[i * n + j]).astype(np.float64)]
+        for order in orders[run]:
+            tables.append(2 * (left @ right[order[i] * n + order[j]]).astype(np.float64))
+            interrupts.check()
+        values = np.stack(tables)
+        of_pairs = []
+        for pair in self._part.pairs:
+            a, b = positions[pair.a.name], positions[pair.b.name]
+            defined = len(a) and len(b)
+            of_pairs.append(statistics(values[:, a[:, None], b]) if defined else np.full((len(values), 2), np.nan))
+        return np.stack(of_pairs, 1).ravel()
+
+
+def _random_part(part: Reduced, count: int) -> tuple[Kernels, Int64[np.ndarray, " part"]]:
     """Return trained models and controls on a random part of the samples, small enough for ``count`` permutations."""
-    names = [*(member.name for member in indices.design.trained), "input"]
-    selected = list(
-        dict.fromkeys(k for name in names if name in kernels.positions for k in kernels.positions[name].tolist())
-    )
-    layers = sum(len(kernels.positions[member.name]) for member in indices.design.trained)
+    kernels = part.kernels
+    layers = sum(len(kernels.positions[name]) for name in part.models)
     allowed = math.isqrt(round(tuning.current().permuted_products / (count * layers**2)))
     most = max(_FEWEST_SAMPLES, min(tuning.current().residual_samples, allowed))
     samples = np.arange(kernels.n)
@@ -170,53 +281,17 @@ def _random_part(kernels: Kernels, indices: Indices, count: int) -> tuple[Kernel
         order = np.random.default_rng(0).permutation(kernels.units)
         sizes = np.bincount(unit_of)[order].cumsum()
         samples = np.flatnonzero(np.isin(unit_of, order[: max(_FEWEST_UNITS, int((sizes <= most).sum()))]))
-    return kernels.part(samples, selected), samples
+    return kernels.part(samples, range(len(kernels.names))), samples
 
 
-def _partial_nulls(
-    kernels: Kernels,
-    pairs: Sequence[Pair],
-    units: Float64[np.ndarray, "L nn"],
-    orders: Int64[np.ndarray, "count n"],
-    *,
-    step: Callable[[], None],
-) -> dict[tuple[str, str], Null]:
-    """Compute the null distributions of partial CKA from residuals of the unit kernels, which are permuted."""
-    models = list(dict.fromkeys(member.name for pair in pairs for member in (pair.a, pair.b)))
-    Z, n = kernels.positions["input"], kernels.n
-    if not len(Z):
-        return {}
-    R = units @ units.T
-    beta, energy = _projection(R, Z)
-    layers = np.concatenate([kernels.positions[name] for name in models])
-    residuals = (units[layers] - beta[:, layers].T @ units[Z]) / np.sqrt(energy[layers])[:, None]
-    place = {k: i for i, k in enumerate(layers.tolist())}
-    positions = {name: np.array([place[k] for k in kernels.positions[name].tolist()], int) for name in models}
-    i, j = np.triu_indices(n, 1)  # the diagonal is 0, and the matrices are symmetric
-    left = np.ascontiguousarray(np.float32(residuals[:, i * n + j]))
-    right = np.ascontiguousarray(np.float32(residuals.T))  # the layers of an entry lie side by side
-    tables = [2 * (left @ right[i * n + j]).astype(np.float64)]
-    for order in orders:
-        tables.append(2 * (left @ right[order[i] * n + order[j]]).astype(np.float64))
-        step()
-    values = np.stack(tables)
-    nulls = {}
-    for pair in pairs:
-        a, b = positions[pair.a.name], positions[pair.b.name]
-        if len(a) and len(b):
-            both = statistics(values[:, a[:, None], b])
-            nulls["input", pair.name] = Null(both[0], both[1:])
-    return nulls
-
-
-def reduced_kernels(kernels: Kernels, design: Design) -> Kernels:
-    """Return the kernels of trained models, cut to leading components if there are many samples.
+def reduced_kernels(kernels: Kernels, models: Sequence[str]) -> Kernels:
+    """Return the kernels of some models, cut to leading components if there are many samples.
 
     With few samples, or kernels that are reduced already, return the kernels themselves.
     """
     if kernels.n <= tuning.current().exact_samples or kernels.reduced:
         return kernels
-    return kernels.reduce(np.concatenate([kernels.positions[member.name] for member in design.trained]).tolist())
+    return kernels.reduce(np.concatenate([kernels.positions[name] for name in models]).tolist())
 
 
 def null_of_values(observed: Float64[np.ndarray, "a b"], permuted: Float64[np.ndarray, "count a b"]) -> Null:

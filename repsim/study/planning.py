@@ -1,30 +1,388 @@
 """Plan a study from the shapes of its layers: blocks of models, sizes of panels and tiles, and what each step costs.
 
 Planning reads no activations and measures nothing. The same shapes and limits give the same plan on every machine, so
-that results are the same to the bit and an interrupted study goes on with the blocks that are missing.
+that results are the same to the bit and an interrupted study goes on with the units that are missing.
+
+Cost model, with n samples, L layers and controls of p features each, in blocks of R rows and C columns:
+
+==============================  =======================================================================================
+Gram matrices of a block        n^2 sum p FLOP: one triangle of each
+pairs of a block                n^2 R C FLOP for the sums of single samples of either side; twice that with classes
+values without each sample      n R C values for every kind of control
+permutations                    2 n k^2 FLOP for k shared directions, of which 150 are assumed; or n^2 / 2 products a pair
+==============================  =======================================================================================
 """
 
-from collections.abc import Mapping, Sequence
+import dataclasses
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from repsim.study.blocks import Block
+import numpy as np
+
+from repsim.engine.planning import LayerShape, Limits, plan
+from repsim.errors import Argument, Remedy, TooLittleMemoryError
+from repsim.metrics import Metric
+from repsim.metrics.recipes.cost import NOTHING, Cost
+from repsim.metrics.recipes.groups import Groups
+from repsim.runtime import tuning
+from repsim.runtime.files import format_duration, format_size
+from repsim.study.blocks import Block, Group, blocks, divide
+from repsim.study.design import Design, Member, Pair
+
+_BASE = 2**29
+"""Bytes that a process takes for its libraries; a fixed number, so that a study is planned in the same way each time."""
+_DIRECTIONS = 150
+"""Shared directions of truncated layers that are assumed to predict the time of permutations."""
+_THREADS = 2
+"""Threads that evaluate values without each sample, each with some arrays of `Tuning.jackknife_memory` bytes."""
+_SINGLE = 2**27
+"""Number of values without each sample from which they are kept in float32."""
+
+
+@dataclass(frozen=True, eq=False)
+class StudyShape:
+    """Numbers and sizes from which a study is planned."""
+
+    n: int
+    """Number of samples."""
+    units: int
+    """Number of samples, or of groups of samples, that are left out."""
+    splits: int
+    """Number of divisions of the samples into halves."""
+    widths: dict[str, list[int]]
+    """Numbers of features of the layers of each model."""
+    itemsize: int
+    """Bytes of a feature in memory."""
+    controls: tuple[int, ...]
+    """Numbers of features of the controls of the input."""
+    classes: int
+    """Number of classes; 0 if similarity within classes is not computed."""
+    grouped: bool
+    """Whether samples are in groups."""
+    metrics: tuple[Metric[Any], ...]
+    """Measures other than debiased CKA."""
+    permutations: int
+
+    @property
+    def kinds(self) -> int:
+        """Number of matrices: of debiased CKA and, with classes, within classes."""
+        return 1 + bool(self.classes)
+
+    @property
+    def conditions(self) -> int:
+        """Number of kinds of debiased CKA, with all controls."""
+        return (1 + bool(self.controls)) * self.kinds + 1
+
+
+def shape_of(
+    design: Design,
+    *,
+    controls: Sequence[int],
+    classes: Groups | None,
+    metrics: Sequence[Metric[Any]],
+    permutations: int,
+    splits: int,
+) -> StudyShape:
+    """Return the shape of a study; ``controls`` are the numbers of features of the controls of the input."""
+    layers = {
+        member.name: [int(np.prod(member.store[array].shape[1:])) for array in member.arrays]
+        for member in design.members
+    }
+    itemsize = max(max(4, member.store[array].dtype.itemsize) for member in design.members for array in member.arrays)
+    units = design.n if design.groups is None else design.groups.count
+    return StudyShape(
+        design.n, units, splits, layers, itemsize, tuple(controls), 0 if classes is None else classes.count,
+        design.groups is not None, tuple(metrics), permutations,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of a study, and what it costs."""
+
+    name: str
+    cost: Cost
+    memory: int = 0
+    """Bytes that it takes, beside what the process takes before."""
+    note: str = ""
 
 
 @dataclass(frozen=True, eq=False)
 class StudyPlan:
-    """Division of a study into blocks, and the sizes with which they are computed."""
+    """Division of a study into blocks, the sizes with which they are computed, and the costs of all steps."""
 
+    shape: StudyShape
+    limits: Limits
+    groups: Sequence[Group]
     blocks: Sequence[Block]
-    panel: int = 0
-    """Samples whose features are read at once; 0 for the setting of `tuning`."""
-    stack: int = 0
-    """Bytes of a stack of tiles; 0 for the setting of `tuning`."""
-    held: int = 2
+    kept: bool
+    """Whether layers stay in memory; otherwise they are read again when needed."""
+    panel: int
+    """Samples whose features are read at once."""
+    tile_stack: int
+    """Bytes of a stack of tiles, one of every layer of a block."""
+    held: int
     """Panels in memory at once."""
-    room: int = 2**29
-    """Bytes for sums of single groups of samples."""
+    room: int
+    """Bytes for the sums of single groups of samples."""
+    available: int
+    """Bytes for the prepared layers of the models that are compared by another measure at the same time."""
+    steps: tuple[Step, ...] = ()
 
     def tile(self, layers: int) -> int:
-        """Return the side of a tile for a block with this number of layers."""
-        del layers
-        return 0
+        """Return the side of a tile of a block with this number of layers."""
+        copies = 2 if self.shape.classes else 1
+        side = math.isqrt(self.tile_stack // (self.shape.itemsize * layers * copies))
+        return max(32, min(tuning.current().tile, side, self.panel))
+
+    @property
+    def memory(self) -> int:
+        """Predicted peak memory of a process in bytes."""
+        return self.limits.base + max((step.memory for step in self.steps), default=0)
+
+    def seconds(self, rates: Cost) -> float:
+        """Return the predicted time of all steps in seconds, at these rates."""
+        return sum(step.cost.seconds(rates) for step in self.steps)
+
+    def lines(self, rates: Cost | None = None) -> list[str]:
+        """Return lines of text that describe the plan; with rates, also how long each step takes."""
+        shape = self.shape
+        layers = sum(map(len, shape.widths.values()))
+        head = (
+            f"{len(shape.widths)} models, {layers} layers, {len(shape.controls)} controls of the input, "
+            f"{shape.classes or 'no'} classes, {shape.n:,} samples"
+        )
+        storage = "kept in memory" if self.kept else "read again as needed"
+        division = (
+            f"{len(self.groups)} group{'s' * (len(self.groups) > 1)} of models, {len(self.blocks)} "
+            f"block{'s' * (len(self.blocks) > 1)}; panels of {min(self.panel, shape.n):,} samples; layers {storage}; "
+            f"{format_size(self.memory)} of memory at most"
+        )
+        lines = [head, division]
+        for step in self.steps:
+            time = "" if rates is None else f"{format_duration(step.cost.seconds(rates)):>10}  "
+            lines.append(f"  {time}{step.name}{f' ({step.note})' if step.note else ''}")
+        return lines
+
+
+def base_memory(device: str) -> int:
+    """Return the bytes that a process takes before a study; 0 on a GPU, whose memory is separate."""
+    return 0 if device.startswith("cuda") else _BASE
+
+
+def plan_study(
+    shape: StudyShape, design: Design, limits: Limits, earlier: Sequence[Sequence[str]] = ()
+) -> StudyPlan:
+    """Divide a study into blocks that fit into the memory, and compute what its steps cost.
+
+    Parameters
+    ----------
+    shape : StudyShape
+        Sizes of the study.
+    design : Design
+        Its models.
+    limits : Limits
+        The memory limit and the device.
+    earlier : sequence of sequence of str
+        Groups of models of an earlier run of a study that has grown.
+
+    Raises
+    ------
+    TooLittleMemoryError
+        If not even pairs of single models fit into the memory.
+    """
+    spare = tuning.current().spare_memory
+    available = limits.memory - limits.base - spare
+    total = sum(map(len, shape.widths.values()))
+    largest = max(map(len, shape.widths.values()))
+    needed = 0
+    for parts in range(1, len(design.members) + 1):
+        most = max(largest, -(-total // parts))
+        groups = divide(design.members, most, earlier=earlier)
+        for kept in (True, False):
+            for panel in _panels(shape.n):
+                needed = _peak(shape, design, groups, kept=kept, panel=panel)
+                if needed <= available:
+                    return _complete(shape, design, limits, groups, kept=kept, panel=panel, memory=needed)
+    needed += limits.base + spare
+    raise TooLittleMemoryError(
+        f"a study of {total} layers of {shape.n:,} samples takes {format_size(needed)} of memory at least; allowed are "
+        f"{format_size(limits.memory)}",
+        metrics=("cka",),
+        needed=needed,
+        allowed=limits.memory,
+        remedy=Remedy("give ", Argument("memory"), " more, or leave out models"),
+    )
+
+
+def _panels(n: int) -> list[int]:
+    """Return the numbers of samples that may be read at once, the largest first."""
+    sizes, size = [], tuning.current().panel
+    while size >= tuning.current().smallest_panel:
+        sizes.append(size)
+        size //= 2
+    return [size for size in sizes if size // 2 < n] or [sizes[-1]]
+
+
+_STACK = 2**26
+"""Bytes of a stack of tiles: with all copies it stays in the cache of most processors, or nearly so."""
+_HELD = 2
+
+
+def _peak(shape: StudyShape, design: Design, groups: Sequence[Group], *, kept: bool, panel: int) -> int:
+    """Return the bytes that comparing the largest block takes, and all that is held at the same time."""
+    sizes = sorted(groups, key=lambda group: sum(len(shape.widths[member.name]) for member in group))
+    rows, columns = sizes[-1], sizes[-2] if len(sizes) > 1 else sizes[-1]
+    block = Block(rows, columns)
+    of_block = _sides(shape, design, block)
+    n, layers, features = shape.n, of_block.layers, of_block.features
+    every = [p for widths in shape.widths.values() for p in widths]
+    cells = 1 << shape.splits.bit_length()
+    models = len(design.members)
+    pairs = models * (models - 1) // 2
+    columns_of_study = pairs * 3 * shape.conditions
+    held = 24 * n * (len(every) + len(shape.controls))  # norms, row sums and offsets
+    held += n * sum(shape.controls) * shape.itemsize
+    held += n * sum(every) * shape.itemsize if kept else 0
+    held += shape.units * columns_of_study * (4 if shape.units * columns_of_study > _SINGLE else 8)
+    held += 8 * (shape.kinds + 2 * shape.conditions) * len(every) ** 2
+    sums = 8 * n * of_block.rows * of_block.columns * shape.kinds
+    sums += 8 * (cells**2 + 4 * shape.splits) * of_block.rows * of_block.columns
+    if shape.grouped:  # all layers with all, and values of every unit
+        sums = 8 * shape.units * layers**2 * shape.kinds * 2 + 2**29
+    panels = (1 if kept else _HELD + 1) * min(panel, n) * features * shape.itemsize
+    panels += _HELD * min(panel, n) * layers * (2 * shape.classes + 2 * shape.splits + 1) * shape.itemsize
+    means = shape.classes * features * (8 * cells + shape.itemsize * (2 * shape.splits + 1))
+    stack = _STACK * (4 if shape.classes else 3)
+    own_pairs = len(block.pairs({member.name: k for k, member in enumerate(design.members)}))
+    parts = 8 * shape.units * 3 * shape.conditions * own_pairs
+    evaluating = _THREADS * 16 * tuning.current().jackknife_memory + 3 * parts
+    return held + sums + max(panels + means + stack, evaluating)
+
+
+@dataclass(frozen=True)
+class _Sides:
+    """Numbers of rows, of columns, and of all layers of a block, and of the features of all."""
+
+    rows: int
+    columns: int
+    layers: int
+    features: int
+
+
+def _sides(shape: StudyShape, design: Design, block: Block) -> _Sides:
+    twins = {twin.name: twin for m in block.members if m.trained for twin in design.twins_of(m)}
+    names = [{member.name for member in group} for group in (block.rows, block.columns)]
+    both = [*twins]
+
+    def layers_of(members: set[str]) -> list[int]:
+        return [p for name in dict.fromkeys([*members, *both]) for p in shape.widths[name]] + list(shape.controls)
+
+    rows, columns, every = layers_of(names[0]), layers_of(names[1]), layers_of(names[0] | names[1])
+    if block.diagonal:
+        rows = columns = every
+    return _Sides(len(rows), len(columns), len(every), sum(every))
+
+
+def _complete(
+    shape: StudyShape, design: Design, limits: Limits, groups: Sequence[Group], *, kept: bool, panel: int, memory: int
+) -> StudyPlan:
+    every = blocks(groups)
+    available = max(limits.memory - limits.base - tuning.current().spare_memory, 2**26)
+    made = StudyPlan(
+        shape, limits, groups, every, kept, panel, _STACK, _HELD, room=min(2**29, available // 4),
+        available=available,
+    )  # fmt: skip
+    return dataclasses.replace(made, steps=tuple(_steps(made, design, memory)))
+
+
+def _steps(made: StudyPlan, design: Design, memory: int) -> list[Step]:
+    shape, n = made.shape, made.shape.n
+    every = [p for widths in shape.widths.values() for p in widths] + list(shape.controls)
+    passes = 2 if not made.kept else 3
+    read = float(n) * sum(every) * shape.itemsize
+    steps = [
+        Step("preparing layers", Cost(touched=passes * float(n) * sum(every), read=(passes - made.kept) * read), memory)
+    ]
+    comparing = NOTHING
+    for block in made.blocks:
+        of_block = _sides(shape, design, block)
+        pairs = float(of_block.rows) * of_block.columns
+        products = float(n) ** 2 * pairs * (2 if not shape.grouped else 4) * shape.kinds
+        grams = float(n) ** 2 * of_block.features * (3 * shape.kinds if shape.grouped else 1)
+        entries = float(n) ** 2 / 2 * of_block.layers
+        again = 0.0 if made.kept else (-(-n // made.panel) + 1) / 2
+        comparing += Cost.of_products(grams + _SMALL_PRODUCTS * products, shape.itemsize)
+        comparing += Cost(
+            added=entries * (1.0 + 1.0 * bool(shape.classes)) + n * pairs * _VALUES_PASSES * shape.conditions,
+            touched=(again + 1) * n * of_block.features,
+            read=again * n * of_block.features * shape.itemsize,
+        )
+    steps.append(Step("comparing all layers", comparing, memory, "also without each sample, and on halves"))
+    if len(design.trained) > 1:
+        permuting = _permutations(shape, made)
+        steps.append(Step("permuting samples", permuting, memory))
+        if shape.classes:
+            steps.append(Step("permuting samples within classes", permuting, memory))
+        steps += [_measuring(metric, made, design) for metric in shape.metrics]
+    return steps
+
+
+_SMALL_PRODUCTS = 2.0
+"""Time of a product of small matrices, relative to that of large ones."""
+_VALUES_PASSES = 6.0
+"""Additions to a sum that take as long as evaluating a value without a sample, for one kind of control."""
+
+
+def _permutations(shape: StudyShape, made: StudyPlan) -> Cost:
+    """Return the cost of permuting trained models: truncation, and products for each permutation."""
+    cost, n = NOTHING, shape.n
+    for block in made.blocks:
+        rows, columns = ([m for m in side if m.trained] for side in (block.rows, block.columns))
+        layers = [len(shape.widths[m.name]) for m in (rows if block.diagonal else [*rows, *columns])]
+        if not rows or not columns or (block.diagonal and len(rows) < 2):
+            continue
+        count = float(sum(layers))
+        if n > tuning.current().exact_samples:
+            widths = [min(p, n) for m in dict.fromkeys([*rows, *columns]) for p in shape.widths[m.name]]
+            cost += Cost(flop64=sum(2.0 * n * p * p for p in widths), decomposed=sum(9.0 * p**3 for p in widths) / 2)
+            cost += shape.permutations * Cost(flop64=2.0 * n * _DIRECTIONS**2 + 4.0 * _DIRECTIONS * (10 * count) ** 2)
+        else:
+            cost += shape.permutations * Cost.of_products(float(n) ** 2 * count**2 / 2, shape.itemsize)
+        if shape.controls:
+            part = min(n, tuning.current().residual_samples)
+            cost += shape.permutations * Cost(flop32=float(part) ** 2 * count**2, added=float(part) ** 2 * count)
+    return cost
+
+
+def _measuring(metric: Metric[Any], made: StudyPlan, design: Design) -> Step:
+    """Return the step of another measure, without permutations and half-samples that are not affordable."""
+    cost, memory, n = NOTHING, 0, made.shape.n
+    pairs = measured_pairs(design)
+    for pair in pairs:
+        for stage in plan(_shapes(pair.a, made.shape), _shapes(pair.b, made.shape), n, [metric], Limits(2**62)).stages:
+            cost += stage.comparing
+            memory = max(memory, stage.memory)
+    for member in {member.name: member for pair in pairs for member in (pair.a, pair.b)}.values():
+        shapes = _shapes(member, made.shape)
+        for stage in plan(shapes, shapes, n, [metric], Limits(2**62)).stages:
+            cost += stage.preparing
+    limit = tuning.current().study_seconds
+    return Step(
+        f"measuring {metric.spec}", cost, memory, f"and up to {limit:.0f} s each at nominal rates of permutations and halves"
+    )
+
+
+def measured_pairs(design: Design) -> list[Pair]:
+    """Return the pairs of trained models and of their controls, each once, which other measures compare."""
+    unique: dict[frozenset[str], Pair] = {}
+    for trained in design.pairs:
+        for pair in (trained, *(p for controls in design.controls_of(trained).values() for p in controls)):
+            unique.setdefault(frozenset({pair.a.name, pair.b.name}), pair)
+    return list(unique.values())
+
+
+def _shapes(member: Member, shape: StudyShape) -> list[LayerShape]:
+    return [LayerShape(f"{member.name}/{k}", p, shape.itemsize) for k, p in enumerate(shape.widths[member.name])]

@@ -1,10 +1,10 @@
 """Conduct a study: compute from stores of many models how universal their representations are."""
 
+import json
 import os
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext, suppress
 from functools import partial
-from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, TypedDict, Unpack
 
@@ -13,37 +13,40 @@ import xarray as xr
 from jaxtyping import Int64
 
 from repsim import metrics as registry
+from repsim.engine.checkpoints import Checkpoints
 from repsim.engine.null_moments import CubicMoments, cubic_moments
-from repsim.engine.planning import by_recipe
+from repsim.engine.planning import Limits
 from repsim.errors import InvalidInputError, Remedy
 from repsim.metrics import Metric
 from repsim.metrics.cka import CKA
 from repsim.results.files import save_result
 from repsim.runtime.deprecation import warn_deprecated
-from repsim.runtime.files import check_output, locked
+from repsim.runtime.files import check_output, locked, replacing
 from repsim.runtime.hardware import choose_device
 from repsim.runtime.memory import memory_to_use
 from repsim.runtime.options import accept_options, sort_keywords
+from repsim.runtime.processes import ranks
 from repsim.runtime.progress import Steps, counter, report_steps
 from repsim.stores.opening import ArraysLike, StoreLike, open_all
 from repsim.study import controls as control
 from repsim.study import permutation_nulls
 from repsim.study.dataset import study_dataset
-from repsim.study.design import Design, Pair, design
+from repsim.study.design import Design, design
 from repsim.study.dimension import effective_dimension
 from repsim.study.duplicates import near_duplicates
-from repsim.study.estimation import Estimates, estimate
+from repsim.study.estimation import Estimates, estimate, settings_of, splits_for
 from repsim.study.evidence import Evidence
 from repsim.study.gram_passes import Kernels, kernels
 from repsim.study.indices import RAW
-from repsim.study.blocks import blocks, divide
 from repsim.study.options import METRICS, UniversalityOptions
-from repsim.study.planning import StudyPlan
-from repsim.study.other_measures import MeasureResult, measure, read
+from repsim.study.other_measures import Setting, measure_all
+from repsim.study.planning import StudyPlan, base_memory, measured_pairs, plan_study, shape_of
+from repsim.study.units import Sharing
 from repsim.study.untrained_networks import count_architectures, extract_untrained
 
 _EQUAL = 1e-9
 """Layers whose debiased CKA is closer to 1 are equal."""
+_GROUPS = "groups.json"
 _MIN_SAMPLES = 8
 """Smallest number of samples: with fewer, intervals are meaningless."""
 
@@ -148,18 +151,26 @@ def conduct(
     command: str | None = None,
 ) -> xr.Dataset:
     """Conduct a study like `universality`, with checked options; ``command`` is recorded as its origin."""
-    if out is None:
-        folder = Path(options.controls_folder or "controls")
-        return _compute(stores, options, metrics, folder=folder, steps=steps, command=command)
-    path = Path(out)
-    if path.suffix != ".nc":  # a typing mistake must not replace a store
-        raise InvalidInputError(f"a study is netCDF: name it .nc, not {path.name}")
-    check_output(path, overwrite=options.overwrite)
-    folder = Path(options.controls_folder or path.with_name(f"{path.stem}.controls"))
-    with locked(path):  # a study may take hours: no other process computes it at the same time
-        study = _compute(stores, options, metrics, folder=folder, steps=steps, command=command)
-        save_result(study, path, overwrite=options.overwrite)
-    return study
+    with ranks() as me:
+        if out is None:
+            folder = Path(options.controls_folder or "controls")
+            return _compute(stores, options, metrics, folder=folder, sharing=Sharing(me=me), steps=steps, command=command)
+        path = Path(out)
+        if path.suffix != ".nc":  # a typing mistake must not replace a store
+            raise InvalidInputError(f"a study is netCDF: name it .nc, not {path.name}")
+        if me.first:
+            check_output(path, overwrite=options.overwrite)
+        folder = Path(options.controls_folder or path.with_name(f"{path.stem}.controls"))
+        checkpoints = Checkpoints(path.with_name(f"{path.name}.parts"), keep=True)
+        # a study may take hours: no other process computes it at the same time
+        with locked(path) if me.first else nullcontext(), checkpoints.locked(first=me.first):
+            study = _compute(
+                stores, options, metrics, folder=folder, sharing=Sharing(checkpoints, me), steps=steps, command=command
+            )
+            if me.first:
+                save_result(study, path, overwrite=options.overwrite)
+            me.wait()
+        return study
 
 
 def _without_earlier_keywords(keywords: dict[str, Any]) -> dict[str, Any]:
@@ -185,6 +196,7 @@ def _compute(
     metrics: Sequence[str | Metric[Any]] | None,
     *,
     folder: Path,
+    sharing: Sharing,
     steps: Steps | Literal[False] | None,
     command: str | None,
 ) -> xr.Dataset:
@@ -219,6 +231,7 @@ def _compute(
             seed=options.seed,
             device=device,
             memory=memory,
+            sharing=sharing,
             steps=step,
         )
         return study_dataset(evidence, draws=options.draws, seed=options.seed, command=command or "")
@@ -232,23 +245,27 @@ def _collect_evidence(
     seed: int,
     device: str,
     memory: int,
+    sharing: Sharing,
     steps: Steps,
 ) -> Evidence:
     """Run all passes over the data."""
     controls = [*control.inputs(study.stores)]
     classes = control.classes(study)
-    size = sum(4 * study.n * int(np.prod(m.store[array].shape[1:])) for m in study.members for array in m.arrays)
+    others = [metric for metric in selected if metric != CKA()]
+    shape = shape_of(study, controls=[one.features.shape[1] for one in controls], classes=classes, metrics=others,
+                     permutations=permutations, splits=splits_for(study.n))  # fmt: skip
+    plan = plan_study(shape, study, Limits(memory, base_memory(device), device), _earlier_groups(sharing))
+    _keep_groups(sharing, plan)
     count = sum(len(m.arrays) for m in study.members) + len(controls)
     all_kernels = kernels(
-        study, controls, device, classes=classes, keep=size <= memory // 2,
+        study, controls, device, classes=classes, keep=plan.kept, me=sharing.me,
         step=counter(count, steps("preparing layers")),
     )  # fmt: skip
     for member in study.members:
         if not len(all_kernels.positions[member.name]):
             reason = all_kernels.undefined[member.layers[0]]
             raise InvalidInputError(f"{member.store.path}: none of its layers can be compared ({reason}); leave it out")
-    plan = StudyPlan(blocks(divide(study.members, 2**62)))
-    estimates = estimate(study, all_kernels, plan, seed=seed, steps=steps, controls=controls)
+    estimates = estimate(study, all_kernels, plan, seed=seed, steps=steps, sharing=sharing, controls=controls)
     _check_no_copies(estimates)
     indices = estimates.indices
     trained = np.concatenate([all_kernels.positions[member.name] for member in study.trained])
@@ -262,28 +279,25 @@ def _collect_evidence(
 
     notes: list[str] = []
     draw = partial(_permutations, count=permutations, seed=seed, notes=notes)
-    null = permutation_nulls.cka_nulls(all_kernels, indices, draw, memory=memory, progress=steps("permuting samples"))
+    parts = permutation_nulls.reduced(all_kernels, study, plan.blocks)
+    about = settings_of(all_kernels, plan, controls, seed)
+    null = permutation_nulls.cka_nulls(
+        parts, indices.kernels, draw, memory=memory, name=lambda part: f"{permutations} {about} {part.identity}",
+        sharing=sharing, progress=steps("permuting samples"),
+    )  # fmt: skip
     within: dict[tuple[str, str], permutation_nulls.Null] = {}
     if classes is not None and study.pairs:
         within = permutation_nulls.cka_nulls(
-            all_kernels,
-            indices,
-            partial(draw, classes=classes.numbers.numpy()),
-            memory=memory,
-            progress=steps("permuting samples within classes"),
-        )
-    orders = draw(all_kernels, np.arange(study.n))
-    results: dict[str, MeasureResult] = {}
-    pairs, others = _pairs_to_measure(study), [metric for metric in selected if metric != CKA()]
-    for recipe, sharing in by_recipe(others, "features"):  # measures with the same recipe read their layers once
-        possible = study.pairs and study.n >= max(metric.min_samples for metric in sharing)
-        layers = read(pairs, recipe, device) if possible else None
-        for metric in sharing:
-            results[metric.spec] = measure(
-                metric, pairs, study.pairs, orders, device=device, memory=memory, seed=seed, groups=study.groups,
-                layers=layers,
-                progress=steps(f"measuring {metric.spec}"),
-            )  # fmt: skip
+            parts, indices.kernels, partial(draw, classes=classes.numbers.numpy()), memory=memory,
+            name=lambda part: f"within classes {permutations} {about} {part.identity}",
+            sharing=sharing, progress=steps("permuting samples within classes"),
+        )  # fmt: skip
+    del parts
+    setting = Setting(
+        measured_pairs(study), study.pairs, draw(all_kernels, np.arange(study.n)), device=device, memory=memory,
+        seed=seed, groups=study.groups, sharing=sharing, available=plan.available,
+    )  # fmt: skip
+    results = measure_all(others, setting, steps)
     measures = [results[metric.spec] for metric in others]
     return Evidence(
         design=study, kernels=all_kernels, estimates=estimates, moments=cubic, dimensions=dimensions, nulls=null,
@@ -291,6 +305,23 @@ def _collect_evidence(
         controls=tuple(one.name for one in controls),
         duplicates=near_duplicates(study, device), notes=tuple(notes),
     )  # fmt: skip
+
+
+def _earlier_groups(sharing: Sharing) -> list[list[str]]:
+    """Return the names of the models of the groups of an earlier run that is beside the study."""
+    groups: list[list[str]] = []
+    if sharing.me.first and sharing.checkpoints.folder is not None:
+        with suppress(OSError, ValueError, TypeError, KeyError):
+            groups = json.loads((sharing.checkpoints.folder / _GROUPS).read_text())["groups"]
+    return sharing.me.broadcast(groups)
+
+
+def _keep_groups(sharing: Sharing, plan: StudyPlan) -> None:
+    """Write the groups beside the finished parts, so that a study that grows is divided in the same way."""
+    if sharing.me.first and sharing.checkpoints.folder is not None:
+        names = [[member.name for member in group] for group in plan.groups]
+        with replacing(sharing.checkpoints.folder / _GROUPS, overwrite=True) as partial_file:
+            partial_file.write_text(json.dumps({"groups": names}), encoding="utf-8")
 
 
 def _check_no_copies(estimates: Estimates) -> None:
@@ -323,12 +354,3 @@ def _permutations(
         if note not in notes:
             notes.append(note)
         return np.zeros((0, kernels.n), np.int64)
-
-
-def _pairs_to_measure(study: Design) -> list[Pair]:
-    """Return the pairs of trained models and of their controls, each once."""
-    unique: dict[frozenset[str], Pair] = {}
-    for trained in study.pairs:
-        for pair in (trained, *chain(*study.controls_of(trained).values())):
-            unique.setdefault(frozenset({pair.a.name, pair.b.name}), pair)
-    return list(unique.values())
