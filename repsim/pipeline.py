@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -147,7 +148,7 @@ def study_steps(
 ) -> Iterator[Note | UpToDate | Extracted | Studied | Drawn]:
     """Run a study, and yield an event when a store, the study, a figure or the report page is finished.
 
-    Under torchrun only the first process continues after the extraction; the others yield events of stores only.
+    Under torchrun the processes share the extraction and the study; only the first yields events after the extraction.
     """
     protocol, target = plan.protocol, plan.target
     listeners: Listeners = progress if callable(progress) else lambda _: progress
@@ -163,24 +164,29 @@ def study_steps(
         except OtherSettingsError as error:  # overwrite=True of a study replaces the study, but no stores
             error.remedy = Remedy("delete it, or name another folder with the key `out`")
             raise
-    if not me.first:
-        return
-    with locked(target):  # a second run fails now and not after hours, when the study already exists
-        study = None if overwrite or not target.exists() else _same_study(plan, list(stores.values()))
-        if study is None:
-            check_output(target, overwrite=overwrite)
-            study = _conduct(plan, [stores[k] for k in sorted(stores)], progress, command).assign_attrs(
-                study_file=plan.text
-            )
-            save_result(study, target, overwrite=overwrite)
-            _keep_text(plan.text, plan.out)
-        else:
-            yield UpToDate(target, "holds this study already")
-            remove_partial(target)
-            if not (plan.out / "study.yaml").exists():  # the run that saved the study was killed right then
-                _keep_text(str(study.attrs["study_file"]), plan.out)
-        yield Studied(study, target)
-        yield from _draw(study, protocol, plan.out)
+        # a second run fails now and not after hours, when the study already exists
+        with locked(target) if me.first else nullcontext():
+            known = None
+            if me.first:
+                known = None if overwrite or not target.exists() else _same_study(plan, list(stores.values()))
+            study = known
+            if me.broadcast(known is None):
+                if me.first:
+                    check_output(target, overwrite=overwrite)
+                paths = me.broadcast([stores[k] for k in sorted(stores)])
+                study = _conduct(plan, paths, progress, command).assign_attrs(study_file=plan.text)
+                if me.first:
+                    save_result(study, target, overwrite=overwrite)
+                    _keep_text(plan.text, plan.out)
+            if not me.first or study is None:
+                return
+            if known is not None:
+                yield UpToDate(target, "holds this study already")
+                remove_partial(target)
+                if not (plan.out / "study.yaml").exists():  # the run that saved the study was killed right then
+                    _keep_text(str(study.attrs["study_file"]), plan.out)
+            yield Studied(study, target)
+            yield from _draw(study, protocol, plan.out)
 
 
 def _conduct(
@@ -194,7 +200,8 @@ def _conduct(
         split=protocol.data.split,
         data_root=protocol.data.root,
     )
-    return conduct(stores, options, steps=steps, command=command)
+    parts = plan.target.with_name(f"{plan.target.name}.parts")
+    return conduct(stores, options, parts=parts, steps=steps, command=command)
 
 
 def _keep_text(text: str, out: Path) -> None:

@@ -9,7 +9,7 @@ import click
 
 from repsim.commands import completing, terminal
 from repsim.commands.options import options
-from repsim.commands.shared import JSON, PATH, Command, command_line
+from repsim.commands.shared import JSON, PATH, Command, command_line, is_first_process
 from repsim.errors import InvalidInputError
 from repsim.study.options import UniversalityOptions
 
@@ -23,10 +23,22 @@ from repsim.study.options import UniversalityOptions
     without=["draws"],
     complete={"metrics": completing.metrics},
 )
-@click.option("--explain", is_flag=True, help="Tell what these stores can and cannot show, what to add, and end.")
+@click.option(
+    "--explain",
+    is_flag=True,
+    help="Tell what these stores can and cannot show, what to add, and what each step would take; compute nothing.",
+)
+@click.option("--dry-run", is_flag=True, help="Tell what each step would take, in time and memory; compute nothing.")
 @JSON
 def universality(
-    stores: Sequence[Path], out: Path | None, families: Sequence[str], *, explain: bool, as_json: bool, **chosen: Any
+    stores: Sequence[Path],
+    out: Path | None,
+    families: Sequence[str],
+    *,
+    explain: bool,
+    dry_run: bool,
+    as_json: bool,
+    **chosen: Any,
 ) -> None:
     """Do models of several architectures share something that they learned, and is it universal across them?
 
@@ -43,26 +55,32 @@ def universality(
     Examples:
       repsim universality acts/*.h5 --controls untrained:3 -o study.nc
       repsim universality acts/*.h5 --explain
+      repsim universality acts/*.h5 --memory 4GiB --dry-run
+      torchrun --nproc-per-node 2 -m repsim universality acts/*.h5 -o study.nc
       repsim universality acts/*.h5 --family cnn='*net*' --family vit='*vit*'
       repsim universality acts/*.h5 --family-by width
       repsim universality acts/*.h5 -m cka -m mutual_knn:k=5 --json
     """
     from repsim.results.export import study_as_json
     from repsim.study.feasibility import explain_study
-    from repsim.study.universality import conduct
+    from repsim.study.universality import conduct, explain_plan
 
     chosen["metrics"] = list(chosen["metrics"])
-    if explain:
-        sentences = explain_study(
+    if explain or dry_run:
+        lines = explain_study(
             stores, families=_families(families), family_by=chosen["family_by"], readout=chosen["readout"]
-        )
-        click.echo(json.dumps(sentences) if as_json else "\n".join(sentences))
+        ) if explain else []  # fmt: skip
+        lines += explain_plan(stores, UniversalityOptions(families=_families(families), **chosen), out=out)
+        if is_first_process():
+            click.echo(json.dumps(lines) if as_json else "\n".join(lines))
         return
     with terminal.progress_of_steps() as steps:
         study = conduct(
             stores, UniversalityOptions(families=_families(families), **chosen), out=out, steps=steps,
             command=command_line(),
         )  # fmt: skip
+    if not is_first_process():
+        return
     if as_json:
         click.echo(json.dumps(study_as_json(study)))
         return

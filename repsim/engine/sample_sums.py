@@ -196,13 +196,14 @@ class SampleSums(GramSweep):
         members = torch.from_numpy(self._with_all).to(self._place, torch.float64)
         sizes = self._class_sizes().clamp(min=1)[..., None]
         self._means = [
-            (torch.einsum("sk,kcp->scp", members, sums) / sizes).to(self.device, self.dtype)
-            for sums in self._cell_sums
+            (torch.einsum("sk,kcp->scp", members, sums) / sizes).to(self.device, self.dtype) for sums in self._cell_sums
         ]
 
     def _sum_features(self, layer: Gram) -> Float64[Tensor, "cells classes p"]:
         classes = 1 if self._classes is None else self._classes.count
-        place = (self._cells if self._classes is None else self._cells * classes + self._classes.numbers).to(self._place)
+        place = (self._cells if self._classes is None else self._cells * classes + self._classes.numbers).to(
+            self._place
+        )
         total = torch.zeros(self._subsets.shape[1] * classes, layer.p, dtype=torch.float64, device=self._place)
         for i in pieces(layer.features):
             total.index_add_(0, place[i], layer.features[i].to(total))
@@ -273,7 +274,10 @@ class SampleSums(GramSweep):
             shape = (layers, i.stop - i.start, j.stop - j.start)
             spare = [m[: math.prod(shape)] for m in memory]
             stack = spare[0].view(shape)
-            rows, columns = slice(i.start - left.start, i.stop - left.start), slice(j.start - right.start, j.stop - right.start)
+            rows, columns = (
+                slice(i.start - left.start, i.stop - left.start),
+                slice(j.start - right.start, j.stop - right.start),
+            )
             weight = 1 if i == j else 2
             if within:
                 assert self._numbers is not None, "set together with the classes"
@@ -316,9 +320,7 @@ class SampleSums(GramSweep):
             yield cell, slice(start, start + count)
             start += count
 
-    def _add_tile(
-        self, stack: Tensor, i: slice, j: slice, names: tuple[str, str], spare: Tensor, weight: int
-    ) -> None:
+    def _add_tile(self, stack: Tensor, i: slice, j: slice, names: tuple[str, str], spare: Tensor, weight: int) -> None:
         """Add a tile to the sums of its rows' samples and, off the diagonal, to those of its columns' samples.
 
         With a ``weight``, also to the sums over pairs of cells, which only the rows add.
@@ -556,5 +558,9 @@ class SampleSums(GramSweep):
     ) -> tuple[Float64[np.ndarray, "run rows columns"], Float64[np.ndarray, "run layers"]]:
         place = self._place_of[run].to(self._place)
         pairs = self._sums[name][place].cpu().numpy() * self._unit
-        own = np.diagonal(pairs, axis1=1, axis2=2) if self.square else self._sums[own_name][place].cpu().numpy() * self._unit
+        own = (
+            np.diagonal(pairs, axis1=1, axis2=2)
+            if self.square
+            else self._sums[own_name][place].cpu().numpy() * self._unit
+        )
         return pairs, own

@@ -111,7 +111,15 @@ class IndependentSums(BlockSums):
     """Similarities if every sample is independent: sums over single samples, from one pass over all Gram matrices."""
 
     def __init__(
-        self, kernels: Kernels, sides: Sides, halves: Halves, *, cubes: bool, panel: int = 0, tile: int = 0, held: int = 2
+        self,
+        kernels: Kernels,
+        sides: Sides,
+        halves: Halves,
+        *,
+        cubes: bool,
+        panel: int = 0,
+        tile: int = 0,
+        held: int = 2,
     ) -> None:
         super().__init__(kernels, sides, halves)
         self._cubes = cubes
@@ -249,15 +257,29 @@ class GroupedSums(BlockSums):
 
     def _selected(self, matrices: Float64[np.ndarray, "*batch kinds K K"]) -> Similarities:
         place = {k: i for i, k in enumerate(self._layers.tolist())}
-        rows, columns = (np.array([place[k] for k in side.tolist()], int) for side in (self.sides.rows, self.sides.columns))
+        rows, columns = (
+            np.array([place[k] for k in side.tolist()], int) for side in (self.sides.rows, self.sides.columns)
+        )
         own = np.diagonal(matrices, axis1=-2, axis2=-1)
         return Similarities(
-            matrices[..., rows[:, None], columns], own[..., rows], own[..., columns], self.sides.rows, self.sides.columns
+            matrices[..., rows[:, None], columns],
+            own[..., rows],
+            own[..., columns],
+            self.sides.rows,
+            self.sides.columns,
         )
 
 
 def block_sums(
-    kernels: Kernels, sides: Sides, halves: Halves, *, cubes: bool, room: int, panel: int = 0, tile: int = 0, held: int = 2
+    kernels: Kernels,
+    sides: Sides,
+    halves: Halves,
+    *,
+    cubes: bool,
+    room: int,
+    panel: int = 0,
+    tile: int = 0,
+    held: int = 2,
 ) -> BlockSums:
     """Return the sums of a block, for samples that are independent or in groups."""
     if kernels.groups is None:

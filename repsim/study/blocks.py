@@ -77,7 +77,9 @@ def sides(block: Block, design: Design, positions: Mapping[str, Int64[np.ndarray
     )
 
 
-def _layers(members: Iterable[Member], positions: Mapping[str, Int64[np.ndarray, " layers"]]) -> Int64[np.ndarray, " k"]:
+def _layers(
+    members: Iterable[Member], positions: Mapping[str, Int64[np.ndarray, " layers"]]
+) -> Int64[np.ndarray, " k"]:
     return np.concatenate([np.zeros(0, int), *(positions[member.name] for member in members)]).astype(int)
 
 

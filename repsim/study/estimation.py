@@ -94,9 +94,7 @@ class BlockEstimates:
         return np.concatenate([getattr(self, field.name).ravel() for field in fields(self)])
 
     @classmethod
-    def from_flat(
-        cls, numbers: Float64[np.ndarray, " all"], shapes: Sequence[tuple[int, ...]]
-    ) -> "BlockEstimates":
+    def from_flat(cls, numbers: Float64[np.ndarray, " all"], shapes: Sequence[tuple[int, ...]]) -> "BlockEstimates":
         """Return the estimates whose `flat` is given."""
         ends = np.cumsum([int(np.prod(shape)) for shape in shapes])
         parts = np.split(numbers, ends[:-1])
@@ -182,7 +180,12 @@ class _Work:
 
     def compute(self, me: Ranks, step: Callable[[], None]) -> BlockEstimates:
         """Make the Gram matrices of the block, and compute everything from them."""
-        room, panel, tile, held = self.plan.room, self.plan.panel, self.plan.tile(len(self.sides.layers)), self.plan.held
+        room, panel, tile, held = (
+            self.plan.room,
+            self.plan.panel,
+            self.plan.tile(len(self.sides.layers)),
+            self.plan.held,
+        )
         sums = block_sums(
             self.kernels, self.sides, self.halves, cubes=self.block.diagonal, room=room, panel=panel, tile=tile,
             held=held,
@@ -389,7 +392,9 @@ def _assembled(
             errors[kind][np.ix_(work.sides.rows, work.sides.columns)] = values
             errors[kind][np.ix_(work.sides.columns, work.sides.rows)] = values.T
     batches = (), (len(splits),), (kernels.units,)
-    shares = [indices.shares({key: numbers[k] for key, numbers in sums.items()}, batch) for k, batch in enumerate(batches)]
+    shares = [
+        indices.shares({key: numbers[k] for key, numbers in sums.items()}, batch) for k, batch in enumerate(batches)
+    ]
     first = len(indices.names) - shares[0].shape[-1]
     of_all[0, first:], splits[:, first:] = shares[:2]
     changes[:, first:] = shares[0] - shares[2]

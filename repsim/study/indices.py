@@ -153,9 +153,7 @@ class Indices:
             return values, *own
         controls = self.positions["input"]
         try:
-            return residual_between(
-                values, *own, where.row_of[controls].tolist(), where.column_of[controls].tolist()
-            )
+            return residual_between(values, *own, where.row_of[controls].tolist(), where.column_of[controls].tolist())
         except UndefinedValueError:  # on half of the samples a control can be constant
             return np.full(values.shape, np.nan), *(np.full(norms.shape, np.nan) for norms in own)
 
@@ -303,7 +301,9 @@ class Indices:
     def evaluate(self, source: Matrices | Similarities) -> Float64[np.ndarray, "*batch T"]:
         """Compute all indices from similarities on the same samples, or from each of a batch."""
         parts = self.evaluate_parts(source)
-        sums = dict(zip(self.parts[len(self._columns) :], np.moveaxis(parts[..., len(self._columns) :], -1, 0), strict=True))
+        sums = dict(
+            zip(self.parts[len(self._columns) :], np.moveaxis(parts[..., len(self._columns) :], -1, 0), strict=True)
+        )
         return np.concatenate([parts[..., : len(self._columns)], self.shares(sums, parts.shape[:-1])], -1)
 
     def evaluate_parts(self, source: Matrices | Similarities) -> Float64[np.ndarray, "*batch parts"]:

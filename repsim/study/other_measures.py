@@ -269,7 +269,9 @@ class _Comparison:
         chance = chance_sd = np.full(values.shape, np.nan)
         permuted_values = np.full((planned.draws, *values.shape), np.nan)
         text: dict[str, Any] = {
-            "undefined": {name: prepared.undefined[name] for side in names for name in side if name in prepared.undefined}
+            "undefined": {
+                name: prepared.undefined[name] for side in names for name in side if name in prepared.undefined
+            }
         }
         shapes = (_shapes(pair.a), _shapes(pair.b))
         widths = [
@@ -284,7 +286,9 @@ class _Comparison:
             if planned.draws:
                 columns = b
                 if not planned.permutable:
-                    of_b = {source.name: source.rows for source in sources((pair.b,), setting.device, metric.min_samples)}
+                    of_b = {
+                        source.name: source.rows for source in sources((pair.b,), setting.device, metric.min_samples)
+                    }
                     columns = [of_b[name]()[:] if y is not None else None for name, y in zip(names[1], b, strict=True)]
                 drawn = _permuted(metric, a, columns, setting.orders[: planned.draws], setting.memory)
                 permuted_values = as_similarity(metric, drawn)
@@ -305,9 +309,7 @@ class _Comparison:
         if planned.draws:
             result.permuted[name] = permuted_values
 
-    def on_halves(
-        self, planned: _Planned, step: Callable[[], None]
-    ) -> dict[str, Float64[np.ndarray, "count a b"]]:
+    def on_halves(self, planned: _Planned, step: Callable[[], None]) -> dict[str, Float64[np.ndarray, "count a b"]]:
         """Compute the values of all pairs on each half-sample, by the name of the pair. A unit is a half-sample."""
         setting, metric = self.setting, _on_half(planned.metric, self.setting.n)
         if not planned.halves:
@@ -331,9 +333,7 @@ class _Comparison:
         by_half = [list(shaped(units[k], shapes)) for k in names]
         return {pair.name: np.stack([blocks[p] for blocks in by_half]) for p, pair in enumerate(pairs)}
 
-    def _on_half(
-        self, metric: Metric[Any], pairs: Sequence[Pair], half: Int64[torch.Tensor, " m"]
-    ) -> Iterator[Values]:
+    def _on_half(self, metric: Metric[Any], pairs: Sequence[Pair], half: Int64[torch.Tensor, " m"]) -> Iterator[Values]:
         recipe = metric.recipe_for("features")
         for _, of_block in itertools.groupby(pairs, key=lambda pair: self._block_of[pair.name]):
             chosen = list(of_block)

@@ -107,9 +107,7 @@ class Reduced:
     def sides(self) -> tuple[Int64[np.ndarray, " rows"], Int64[np.ndarray, " columns"]]:
         """Layers of the first model of each pair, and of the second."""
         firsts, seconds = (list(dict.fromkeys(getattr(pair, side).name for pair in self.pairs)) for side in "ab")
-        rows, columns = (
-            np.concatenate([self.plain.positions[name] for name in names]) for names in (firsts, seconds)
-        )
+        rows, columns = (np.concatenate([self.plain.positions[name] for name in names]) for names in (firsts, seconds))
         return rows, columns
 
     def places(self) -> dict[str, tuple[Int64[np.ndarray, "..."], ...]]:
@@ -244,9 +242,7 @@ class _Partial:
         layers = np.concatenate([kernels.positions[name] for name in part.models])
         residuals = (units[layers] - beta[:, layers].T @ units[Z]) / np.sqrt(energy[layers])[:, None]
         place = {k: i for i, k in enumerate(layers.tolist())}
-        positions = {
-            name: np.array([place[k] for k in kernels.positions[name].tolist()], int) for name in part.models
-        }
+        positions = {name: np.array([place[k] for k in kernels.positions[name].tolist()], int) for name in part.models}
         i, j = np.triu_indices(n, 1)  # the diagonal is 0, and the matrices are symmetric
         left = np.ascontiguousarray(np.float32(residuals[:, i * n + j]))
         right = np.ascontiguousarray(np.float32(residuals.T))  # the layers of an entry lie side by side

@@ -172,9 +172,7 @@ def base_memory(device: str) -> int:
     return 0 if device.startswith("cuda") else _BASE
 
 
-def plan_study(
-    shape: StudyShape, design: Design, limits: Limits, earlier: Sequence[Sequence[str]] = ()
-) -> StudyPlan:
+def plan_study(shape: StudyShape, design: Design, limits: Limits, earlier: Sequence[Sequence[str]] = ()) -> StudyPlan:
     """Divide a study into blocks that fit into the memory, and compute what its steps cost.
 
     Parameters
@@ -371,7 +369,10 @@ def _measuring(metric: Metric[Any], made: StudyPlan, design: Design) -> Step:
             cost += stage.preparing
     limit = tuning.current().study_seconds
     return Step(
-        f"measuring {metric.spec}", cost, memory, f"and up to {limit:.0f} s each at nominal rates of permutations and halves"
+        f"measuring {metric.spec}",
+        cost,
+        memory,
+        f"and up to {limit:.0f} s each at nominal rates of permutations and halves",
     )
 
 

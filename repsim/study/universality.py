@@ -13,12 +13,14 @@ import xarray as xr
 from jaxtyping import Int64
 
 from repsim import metrics as registry
+from repsim.engine.calibration import rates
 from repsim.engine.checkpoints import Checkpoints
 from repsim.engine.null_moments import CubicMoments, cubic_moments
 from repsim.engine.planning import Limits
 from repsim.errors import InvalidInputError, Remedy
 from repsim.metrics import Metric
 from repsim.metrics.cka import CKA
+from repsim.metrics.recipes.groups import Groups
 from repsim.results.files import save_result
 from repsim.runtime.deprecation import warn_deprecated
 from repsim.runtime.files import check_output, locked, replacing
@@ -27,6 +29,7 @@ from repsim.runtime.memory import memory_to_use
 from repsim.runtime.options import accept_options, sort_keywords
 from repsim.runtime.processes import ranks
 from repsim.runtime.progress import Steps, counter, report_steps
+from repsim.stores.alignment import AlignedView
 from repsim.stores.opening import ArraysLike, StoreLike, open_all
 from repsim.study import controls as control
 from repsim.study import permutation_nulls
@@ -147,30 +150,94 @@ def conduct(
     *,
     metrics: Sequence[str | Metric[Any]] | None = None,
     out: str | os.PathLike[str] | None = None,
+    parts: Path | None = None,
     steps: Steps | Literal[False] | None = None,
     command: str | None = None,
 ) -> xr.Dataset:
-    """Conduct a study like `universality`, with checked options; ``command`` is recorded as its origin."""
+    """Conduct a study like `universality`, with checked options.
+
+    Parameters
+    ----------
+    stores, options, metrics, out, steps
+        As in `universality`.
+    parts : path, optional
+        Folder of finished parts; by default the one beside ``out``.
+    command : str, optional
+        The command that made the study, which it records.
+    """
     with ranks() as me:
         if out is None:
             folder = Path(options.controls_folder or "controls")
-            return _compute(stores, options, metrics, folder=folder, sharing=Sharing(me=me), steps=steps, command=command)
+            checkpoints = Checkpoints(parts, keep=True)
+            with checkpoints.locked(first=me.first):
+                return _compute(stores, options, metrics, folder, Sharing(checkpoints, me), steps, command)
         path = Path(out)
-        if path.suffix != ".nc":  # a typing mistake must not replace a store
-            raise InvalidInputError(f"a study is netCDF: name it .nc, not {path.name}")
+        _check_name(path)
         if me.first:
             check_output(path, overwrite=options.overwrite)
-        folder = Path(options.controls_folder or path.with_name(f"{path.stem}.controls"))
-        checkpoints = Checkpoints(path.with_name(f"{path.name}.parts"), keep=True)
+        folder = _controls_folder(options, path)
+        checkpoints = Checkpoints(parts or path.with_name(f"{path.name}.parts"), keep=True)
         # a study may take hours: no other process computes it at the same time
         with locked(path) if me.first else nullcontext(), checkpoints.locked(first=me.first):
-            study = _compute(
-                stores, options, metrics, folder=folder, sharing=Sharing(checkpoints, me), steps=steps, command=command
-            )
+            study = _compute(stores, options, metrics, folder, Sharing(checkpoints, me), steps, command)
             if me.first:
                 save_result(study, path, overwrite=options.overwrite)
             me.wait()
         return study
+
+
+def explain_plan(
+    stores: Sequence[StoreLike | ArraysLike] | ArraysLike,
+    options: UniversalityOptions,
+    *,
+    metrics: Sequence[str | Metric[Any]] | None = None,
+    out: str | os.PathLike[str] | None = None,
+) -> list[str]:
+    """Return lines that describe the steps of a study, with their time on this machine and memory; compute nothing.
+
+    Untrained networks that would be extracted are not counted.
+    """
+    if out is not None:
+        _check_name(Path(out))
+    checkpoints = Checkpoints(None if out is None else Path(out).with_name(f"{Path(out).name}.parts"))
+    device = choose_device(options.device)
+    with ExitStack() as stack:
+        study = _designed(open_all(stores, stack), options)
+        permutations = options.permutations or permutation_nulls.permutations_for(len(study.pairs))
+        plan, _, _ = _planned(
+            study, _selected(metrics or options.metrics or METRICS), permutations, device,
+            memory_to_use(device, options.memory), Sharing(checkpoints),
+        )  # fmt: skip
+        first = study.members[0]
+        lines = plan.lines(rates(device, AlignedView(first.store).stream(first.store, first.arrays[0], device)))
+        if options.untrained:
+            lines.append(f"not counted: {options.untrained} untrained networks of every architecture, to be extracted")
+        return lines
+
+
+def _check_name(path: Path) -> None:
+    if path.suffix != ".nc":  # a typing mistake must not replace a store
+        raise InvalidInputError(f"a study is netCDF: name it .nc, not {path.name}")
+
+
+def _controls_folder(options: UniversalityOptions, path: Path) -> Path:
+    return Path(options.controls_folder or path.with_name(f"{path.stem}.controls"))
+
+
+def _selected(metrics: Sequence[str | Metric[Any]]) -> list[Metric[Any]]:
+    selected: list[Metric[Any]] = []
+    for metric in metrics:
+        selected += [metric] if isinstance(metric, Metric) else registry.select(metric)
+    return selected
+
+
+def _designed(opened: Sequence[Any], options: UniversalityOptions) -> Design:
+    study = design(
+        opened, families=options.families, family_by=options.family_by, readout=options.readout, groups=options.groups
+    )
+    if study.n < _MIN_SAMPLES:
+        raise InvalidInputError(f"{study.n} samples are too few for a study: it needs at least {_MIN_SAMPLES}")
+    return study
 
 
 def _without_earlier_keywords(keywords: dict[str, Any]) -> dict[str, Any]:
@@ -194,25 +261,19 @@ def _compute(
     stores: Sequence[StoreLike | ArraysLike] | ArraysLike,
     options: UniversalityOptions,
     metrics: Sequence[str | Metric[Any]] | None,
-    *,
     folder: Path,
     sharing: Sharing,
     steps: Steps | Literal[False] | None,
     command: str | None,
 ) -> xr.Dataset:
-    selected: list[Metric[Any]] = []
-    for metric in metrics or options.metrics or METRICS:
-        selected += [metric] if isinstance(metric, Metric) else registry.select(metric)
+    selected = _selected(metrics or options.metrics or METRICS)
     untrained = options.untrained
-    chosen: dict[str, Any] = {"families": options.families, "family_by": options.family_by, "readout": options.readout}
     device = choose_device(options.device)
     memory = memory_to_use(device, options.memory)
     with ExitStack() as stack:
         step = stack.enter_context(report_steps("the study", steps))
         opened = open_all(stores, stack)
-        study = design(opened, **chosen, groups=options.groups)
-        if study.n < _MIN_SAMPLES:
-            raise InvalidInputError(f"{study.n} samples are too few for a study: it needs at least {_MIN_SAMPLES}")
+        study = _designed(opened, options)
         if untrained:
             extracted = extract_untrained(
                 study, untrained, folder, data=options.data, split=options.split, data_root=options.data_root,
@@ -223,7 +284,7 @@ def _compute(
                 stack.enter_context(store)
             opened_models = {store.model for store in opened}
             opened += [store for store in extracted if store.model not in opened_models]
-            study = design(opened, **chosen, groups=options.groups)
+            study = _designed(opened, options)
         evidence = _collect_evidence(
             study,
             selected,
@@ -235,6 +296,26 @@ def _compute(
             steps=step,
         )
         return study_dataset(evidence, draws=options.draws, seed=options.seed, command=command or "")
+
+
+def _planned(
+    study: Design,
+    selected: Sequence[Metric[Any]],
+    permutations: int,
+    device: str,
+    memory: int,
+    sharing: Sharing,
+) -> tuple[StudyPlan, list[control.Control], Groups | None]:
+    """Return the plan of a study, its controls of the input, and the classes of its samples."""
+    controls = [*control.inputs(study.stores)]
+    classes = control.classes(study)
+    shape = shape_of(
+        study, controls=[one.features.shape[1] for one in controls], classes=classes,
+        metrics=[metric for metric in selected if metric != CKA()], permutations=permutations,
+        splits=splits_for(study.n),
+    )  # fmt: skip
+    limits = Limits(memory, base_memory(device), device)
+    return plan_study(shape, study, limits, _earlier_groups(sharing)), controls, classes
 
 
 def _collect_evidence(
@@ -249,12 +330,8 @@ def _collect_evidence(
     steps: Steps,
 ) -> Evidence:
     """Run all passes over the data."""
-    controls = [*control.inputs(study.stores)]
-    classes = control.classes(study)
+    plan, controls, classes = _planned(study, selected, permutations, device, memory, sharing)
     others = [metric for metric in selected if metric != CKA()]
-    shape = shape_of(study, controls=[one.features.shape[1] for one in controls], classes=classes, metrics=others,
-                     permutations=permutations, splits=splits_for(study.n))  # fmt: skip
-    plan = plan_study(shape, study, Limits(memory, base_memory(device), device), _earlier_groups(sharing))
     _keep_groups(sharing, plan)
     count = sum(len(m.arrays) for m in study.members) + len(controls)
     all_kernels = kernels(
