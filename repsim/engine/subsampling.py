@@ -206,8 +206,9 @@ def subsample_products(
         inside = torch.zeros(len(subsamples), n, dtype=torch.bool, device=grams.device)
         inside.scatter_(1, subsamples, value=True)
         buffer = grams.new_empty(len(subsamples), m, width)
-        for r in range(n):
-            k = inside[:, r].nonzero().flatten()
+        # which subsamples hold each sample: once for all rows, as a GPU has to be waited for
+        containing = inside.T.nonzero()[:, 1].split(inside.sum(0).tolist())
+        for r, k in enumerate(containing):
             gathered = buffer[: len(k)]
             torch.index_select(grams[r], 0, subsamples[k].flatten(), out=gathered.view(-1, width))
             products = (gathered.mT @ gathered).to(place).double()
