@@ -208,12 +208,12 @@ def subsample_products(
         buffer = grams.new_empty(len(subsamples), m, width)
         # which subsamples hold each sample: once for all rows, as a GPU has to be waited for
         containing = inside.T.nonzero()[:, 1].split(inside.sum(0).tolist())
-        for r, k in enumerate(containing):
-            gathered = buffer[: len(k)]
-            torch.index_select(grams[r], 0, subsamples[k].flatten(), out=gathered.view(-1, width))
+        for r, holding in enumerate(containing):
+            gathered = buffer[: len(holding)]
+            torch.index_select(grams[r], 0, subsamples[holding].flatten(), out=gathered.view(-1, width))
             products = (gathered.mT @ gathered).to(place).double()
             sums = products[:, :layers, layers]
-            k = k.to(place) + chunk.start
+            k = holding.to(place) + chunk.start
             traces.index_add_(0, k, products)
             crossed.index_add_(0, k, sums[:, :, None] * sums[:, None])
         for _ in range(len(subsamples)):
