@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ ROOT = Path(__file__).resolve().parents[2]
 RESNET50 = {"maxpool": 64}
 RESNET50 |= {f"layer{i + 1}.{j}": 256 * 2**i for i, blocks in enumerate((3, 4, 6, 3)) for j in range(blocks)}
 VIT_B = dict.fromkeys(["embedding", *(f"blocks.{i}" for i in range(12))], 768)
+Program = Callable[[Sequence[Tensor], Sequence[Tensor]], np.ndarray[Any, Any]]
 Row = tuple[str, str, str]
 """What was measured, the figure, and what it is compared with."""
 
@@ -120,11 +122,9 @@ def limits(settings: Settings) -> Iterator[Row]:
     y = torch.randn(small, small, dtype=torch.float64, device=device)
     spent = seconds(lambda: y @ y, device)
     yield f"product {small} x {small} x {small}, float64", rate(2 * small**3, spent), f"{spent * 1e3:.2f} ms"
-    values = torch.empty(settings.size(2**30, 2**20), device=device)
-    other = torch.empty_like(values)
+    values, other = torch.empty(2, settings.size(2**29, 2**20), device=device)
     spent = seconds(lambda: other.copy_(values), device)
     yield "copy within the memory of the device", f"{8 * values.numel() / spent / 1e9:,.0f} GB/s", "read and written"
-    del values, other
     host = torch.empty(settings.size(2**27, 2**18))
     target = torch.empty_like(host, device=device)
     kinds = {"pageable": host}
@@ -214,30 +214,34 @@ def by_repsim(rows: Sequence[Any], columns: Sequence[Any]) -> np.ndarray[Any, An
 
 def compare(settings: Settings) -> Iterator[Row]:
     """Compare 17 x 13 layers with repsim, with two plain loops, and with the floor; errors against float64."""
-    for n in (settings.size(2_000, 64), settings.size(10_000, 128)):
-        rows, columns = sides(settings, n)
-        pairs = len(rows) * len(columns)
-        widths = sum(x.shape[1] for x in (*rows, *columns))
-        flop = float(n) ** 2 * (widths + pairs)
-        exact = by_repsim([x.double() for x in rows], [y.double() for y in columns])
-        label = f"{len(rows)} x {len(columns)} layers, n = {n:,}"
-        side = settings.size(8192, 256)
-        big = torch.randn(side, side, device=settings.device)
-        for name in ("float32", "TF32") if settings.device.startswith("cuda") else ("float32",):
-            with tf32(allowed=name == "TF32"):
-                product = seconds(lambda: big @ big, settings.device)  # noqa: B023
-                floor = flop * product / (2 * side**3)
-                yield f"floor at the rate of one large product, {label}, {name}", f"{floor * 1e3:,.1f} ms", ""
-                programs = {"repsim": by_repsim, "a plain loop that keeps Gram matrices": by_kept_grams}
-                if n <= settings.size(2_000, 128):  # the loop takes minutes at the larger size
-                    programs["a plain loop over pairs"] = by_pairs
-                for program, work in programs.items():
-                    times = 3 if program == "repsim" else 1
-                    spent = seconds(lambda: work(rows, columns), settings.device, times)  # noqa: B023
-                    error = np.abs(work(rows, columns) - exact).max()
-                    against = f"{spent / floor:,.1f} x the floor, error {error:.1e}"
-                    yield f"{program}, {label}, {name}", f"{spent * 1e3:,.1f} ms", against
-        del big, rows, columns
+    precisions = ("float32", "TF32") if settings.device.startswith("cuda") else ("float32",)
+    side = settings.size(8192, 256)
+    large = torch.randn(side, side, device=settings.device)
+    rates: dict[str, float] = {}
+    for precision in precisions:
+        with tf32(allowed=precision == "TF32"):
+            rates[precision] = 2 * side**3 / seconds(lambda: large @ large, settings.device)
+    few, many = settings.size(2_000, 64), settings.size(10_000, 128)
+    yield from compare_at(settings, few, rates, {"a plain loop over pairs": by_pairs})
+    yield from compare_at(settings, many, rates, {})
+
+
+def compare_at(settings: Settings, n: int, rates: Mapping[str, float], loops: Mapping[str, Program]) -> Iterator[Row]:
+    """Compare n samples; ``rates`` are those of one large product in each precision."""
+    rows, columns = sides(settings, n)
+    flop = float(n) ** 2 * (sum(x.shape[1] for x in (*rows, *columns)) + len(rows) * len(columns))
+    exact = by_repsim([x.double() for x in rows], [y.double() for y in columns])
+    label = f"{len(rows)} x {len(columns)} layers, n = {n:,}"
+    programs = {"repsim": by_repsim, "a plain loop that keeps Gram matrices": by_kept_grams, **loops}
+    for precision, of_product in rates.items():
+        floor = flop / of_product
+        yield f"floor at the rate of one large product, {label}, {precision}", f"{floor * 1e3:,.1f} ms", ""
+        with tf32(allowed=precision == "TF32"):
+            for name, program in programs.items():
+                spent = seconds(partial(program, rows, columns), settings.device, 3 if name == "repsim" else 1)
+                error = np.abs(program(rows, columns) - exact).max()
+                against = f"{spent / floor:,.1f} x the floor, error {error:.1e}"
+                yield f"{name}, {label}, {precision}", f"{spent * 1e3:,.1f} ms", against
 
 
 def tiles(settings: Settings) -> Iterator[Row]:
@@ -266,8 +270,8 @@ def tiles(settings: Settings) -> Iterator[Row]:
 
 def stream(settings: Settings) -> Iterator[Row]:
     """Compare stores that are larger than the memory limit: layers are read again, through pinned memory."""
+    from repsim import write_store  # noqa: PLC0415
     from repsim.engine.comparison import Comparison  # noqa: PLC0415
-    from repsim.stores.given import write_store  # noqa: PLC0415
 
     n = settings.size(20_000, 400)
     memory = "1GiB" if settings.device.startswith("cuda") else "2GiB"
@@ -306,47 +310,39 @@ def extract(settings: Settings) -> Iterator[Row]:
     from repsim.extractors.loading import _Copied  # noqa: PLC0415
     from repsim.extractors.timm_models import TimmExtractor  # noqa: PLC0415
 
-    device, cuda = torch.device(settings.device), settings.device.startswith("cuda")
+    device = torch.device(settings.device)
     models = ["test_resnet.r160_in1k"] if settings.small else ["resnet50", "vit_base_patch16_224"]
-    batch = settings.size(256, 4)
+    batch, passes = settings.size(256, 4), settings.size(10, 1)
+    precisions: dict[str, torch.dtype | None] = {"float32": None, "bfloat16": torch.bfloat16}
+    if device.type == "cuda":
+        precisions["float16"] = torch.float16  # that of `repsim extract --amp` on a GPU
     for name in models:
         extractor = TimmExtractor(name, weights="random")
         model = extractor.model.to(device).eval()
         height = timm.data.resolve_model_data_config(model)["input_size"][-1]
         pixels = torch.randn(batch, 3, height, height, device=device)
-        # as `repsim extract`: float16 on a GPU, bfloat16 on a CPU
-        halves = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
-        for precision, half in halves.items():
-            if half is torch.float16 and not cuda:
-                continue
-            autocast = nullcontext() if half is None else torch.autocast(device.type, half)
 
-            def bare() -> None:
-                with torch.no_grad(), autocast:  # noqa: B023
-                    for _ in range(settings.size(10, 1)):
-                        model(pixels)  # noqa: B023
+        def forward(values: Any = None, *, half: Any, model: Any = model, pixels: Tensor = pixels) -> None:
+            """Run passes; copy the readouts of each, and wait for those of the one before, as extraction does."""
+            waiting: list[_Copied] = []
+            with torch.no_grad(), nullcontext() if half is None else torch.autocast(device.type, half):
+                for _ in range(passes):
+                    model(pixels)
+                    if values is not None:
+                        before, waiting = waiting, [_Copied(tuple(range(batch)), dict(values), device)]
+                        for copied in before:
+                            copied.batch()
+            for copied in waiting:
+                copied.batch()
 
-            images = batch * settings.size(10, 1)
-            alone = seconds(bare, settings.device, 3)
+        for precision, half in precisions.items():
+            alone = seconds(partial(forward, half=half), settings.device, 3)
             with hooks.evaluating(model), hooks.reading(model, extractor.readouts) as values:
-
-                def with_readouts() -> None:
-                    waiting: list[_Copied] = []
-                    with torch.no_grad(), autocast:  # noqa: B023
-                        for _ in range(settings.size(10, 1)):
-                            model(pixels)  # noqa: B023
-                            copied = _Copied(tuple(range(batch)), dict(values), device)  # noqa: B023
-                            for earlier in waiting:
-                                earlier.batch()
-                            waiting = [copied]
-                    for earlier in waiting:
-                        earlier.batch()
-
-                both = seconds(with_readouts, settings.device, 3)
+                both = seconds(partial(forward, values, half=half), settings.device, 3)
             label = f"{name}, {len(extractor.readouts)} layers, batch {batch}, {precision}"
-            yield f"bare passes, {label}", f"{images / alone:,.0f} images/s", ""
-            yield f"passes with readouts, {label}", f"{images / both:,.0f} images/s", f"{alone / both:.3f} of bare"
-        del model, extractor
+            yield f"bare passes, {label}", f"{batch * passes / alone:,.0f} images/s", ""
+            against = f"{alone / both:.3f} of bare"
+            yield f"passes with readouts, {label}", f"{batch * passes / both:,.0f} images/s", against
     yield from from_files(settings, models[0])
 
 
@@ -381,10 +377,10 @@ def from_files(settings: Settings, model: str) -> Iterator[Row]:
 
 def measures(settings: Settings) -> Iterator[Row]:
     """Time every measure on the device and on the CPU, and the largest difference of values."""
-    from repsim import metrics, registry  # noqa: PLC0415
+    from repsim import metrics  # noqa: PLC0415
 
     n = settings.size(1000, 60)
-    names = ["cka", "svcca"] if settings.small else [metric.spec for metric in registry.select("all")]
+    names = ["cka", "svcca"] if settings.small else [metric.spec for metric in metrics.select("all")]
     widths = {"a": 64, "b": 256, "c": 1024}
     if settings.small:
         widths = {"a": 8, "b": 24}
