@@ -1,17 +1,15 @@
 """The host waits for the device a few times for a layer or a unit of work, and never for a tile, pair or permutation.
 
-On a GPU every number that Python reads, and every index by a mask, waits until all earlier work has finished. On the
-CPU the same calls return at once, but they can be counted.
+On a GPU every number that Python reads, and every index by a mask, waits until all earlier work has finished. They are
+counted on a simulated GPU.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 import repsim
 from repsim import metrics
@@ -22,38 +20,29 @@ from repsim.metrics.algorithms.gram_space import GramSweep
 from repsim.metrics.recipes.groups import Groups
 from repsim.metrics.recipes.krylov import leading_by_krylov
 from repsim.metrics.recipes.rows import Centred, column_means
+from tests.simulated_device import NAME, SimulatedDevice
 
 N = 120
-WAITING = {
-    "__bool__", "__float__", "__index__", "__int__", "argwhere", "bincount", "cpu", "equal", "item", "masked_select",
-    "nonzero", "numpy", "tolist", "unique",
-}  # fmt: skip
-"""Functions of torch after which the host has a number, or a tensor whose size depends on values."""
+Waits = Callable[[Callable[[], object]], int]
 
 
-class Waits(TorchFunctionMode):
-    """Count the calls of this thread that would wait for a GPU."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.count = 0
-
-    def __torch_function__(
-        self, function: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        name = getattr(function, "__name__", "")
-        by_mask = name in {"__getitem__", "__setitem__"} and any(
-            isinstance(index, Tensor) and index.dtype == torch.bool
-            for index in (args[1] if isinstance(args[1], tuple) else (args[1],))
-        )
-        self.count += by_mask or name in WAITING
-        return function(*args, **(kwargs or {}))
+@pytest.fixture(autouse=True)
+def device() -> Iterator[SimulatedDevice]:
+    with SimulatedDevice() as simulated:
+        yield simulated
 
 
-def waits(work: Callable[[], object]) -> int:
-    with torch.inference_mode(), Waits() as counted:
-        work()
-    return counted.count
+@pytest.fixture
+def waits(device: SimulatedDevice) -> Waits:
+    """Return a function that counts how often the host waits during some work."""
+
+    def count(work: Callable[[], object]) -> int:
+        before = len(device.waited)
+        with torch.no_grad():
+            work()
+        return len(device.waited) - before
+
+    return count
 
 
 @pytest.fixture
@@ -61,23 +50,36 @@ def layers(rng: np.random.Generator) -> list[Tensor]:
     signal = rng.standard_normal((N, 6))
     widths = (8, 40, 64, 33)
     return [
-        torch.from_numpy(signal @ rng.standard_normal((6, p)) + rng.standard_normal((N, p)) / 3).float()
+        torch.from_numpy(signal @ rng.standard_normal((6, p)) + rng.standard_normal((N, p)) / 3).float().to(NAME)
         for p in widths
     ]  # fmt: skip
 
 
-def test_the_count_sees_what_a_gpu_would_wait_for() -> None:
-    x = torch.arange(4.0)
+def test_the_count_sees_what_a_gpu_would_wait_for(waits: Waits) -> None:
+    x = torch.arange(4.0).to(NAME)
     for work in (
-        lambda: float(x[0]), lambda: x.sum().item(), lambda: bool(x.any()), lambda: x[x > 1], x.nonzero,
-        x.cpu, x.tolist,
+        lambda: float(x[0]), lambda: x.sum().item(), lambda: bool(x.any()), lambda: x[x > 1], x.nonzero, x.cpu,
+        x.tolist,
     ):  # fmt: skip
         assert waits(work) == 1
     assert waits(lambda: x[torch.tensor([0, 2])] @ x[:2]) == 0
 
 
+def test_tensors_of_two_devices_do_not_meet() -> None:
+    x, y = torch.ones(3).to(NAME), torch.ones(3)
+    with pytest.raises(RuntimeError, match="same device"):
+        x + y
+    with pytest.raises(RuntimeError, match="same device"):
+        y[x.long()]
+    with pytest.raises((RuntimeError, TypeError)):
+        x.numpy()
+    assert (x + torch.tensor(1.0)).cpu().tolist() == [2, 2, 2]
+
+
 @pytest.mark.parametrize("grouped", [False, True])
-def test_a_sweep_waits_once_for_a_unit_whatever_the_number_of_tiles(layers: list[Tensor], grouped: bool) -> None:
+def test_a_sweep_waits_once_for_a_unit_whatever_the_number_of_tiles(
+    layers: list[Tensor], grouped: bool, waits: Waits
+) -> None:
     cka = metrics.get("cka")
     groups = Groups.of(np.arange(N) // 3) if grouped else None
     factors = [cka.recipe(x).grouped(groups) for x in layers]
@@ -90,7 +92,7 @@ def test_a_sweep_waits_once_for_a_unit_whatever_the_number_of_tiles(layers: list
 
 
 @pytest.mark.parametrize("spec", ["mutual_knn", "jaccard_knn", "rank_similarity", "cycle_knn", "cknna"])
-def test_neighbours_of_a_row_of_pairs_are_fetched_at_once(spec: str, layers: list[Tensor]) -> None:
+def test_neighbours_of_a_row_of_pairs_are_fetched_at_once(spec: str, layers: list[Tensor], waits: Waits) -> None:
     metric = metrics.get(spec)
     factors = [metric.recipe(x) for x in layers]
     metric.block(factors, factors)  # what is computed once a layer
@@ -102,7 +104,9 @@ def test_neighbours_of_a_row_of_pairs_are_fetched_at_once(spec: str, layers: lis
     assert waits(lambda: [metric.chance(a, b) for a in factors for b in factors]) <= 2 * len(factors) ** 2
 
 
-def test_preparing_neighbours_does_not_wait_for_pieces(layers: list[Tensor], tuned: Callable[..., None]) -> None:
+def test_preparing_neighbours_does_not_wait_for_pieces(
+    layers: list[Tensor], tuned: Callable[..., None], waits: Waits
+) -> None:
     recipe, counts = metrics.get("mutual_knn").recipe, []
     for piece in (64, 2**19):
         tuned(piece=piece)
@@ -111,7 +115,7 @@ def test_preparing_neighbours_does_not_wait_for_pieces(layers: list[Tensor], tun
 
 
 @pytest.mark.parametrize("how", ["directions", "features", "groups"])
-def test_permutations_are_fetched_together(how: str, layers: list[Tensor]) -> None:
+def test_permutations_are_fetched_together(how: str, layers: list[Tensor], waits: Waits) -> None:
     cka = metrics.get("cka")
     groups = Groups.of(np.arange(N) // 3) if how == "groups" else None
     factors = [cka.recipe(x).grouped(groups) for x in layers]
@@ -128,7 +132,7 @@ def test_permutations_are_fetched_together(how: str, layers: list[Tensor]) -> No
     assert counts[0] == counts[1]
 
 
-def test_subsamples_are_not_counted_row_by_row(layers: list[Tensor]) -> None:
+def test_subsamples_are_not_counted_row_by_row(layers: list[Tensor], waits: Waits) -> None:
     cka, counts = metrics.get("cka"), []
     for n in (60, N):
         factors = [cka.recipe(x[:n]) for x in layers]
@@ -137,7 +141,9 @@ def test_subsamples_are_not_counted_row_by_row(layers: list[Tensor]) -> None:
     assert counts[0] == counts[1]
 
 
-def test_a_krylov_space_does_not_wait_for_pieces(layers: list[Tensor], tuned: Callable[..., None]) -> None:
+def test_a_krylov_space_does_not_wait_for_pieces(
+    layers: list[Tensor], tuned: Callable[..., None], waits: Waits
+) -> None:
     mean, peak = column_means(layers[2])
     x, counts = Centred(layers[2], mean, peak, torch.float64), []
     for piece in (64, 2**19):
