@@ -160,6 +160,7 @@ def test_extracted_layers_are_those_of_the_cpu(name: str) -> None:
         assert (batches[DEVICE, True][key] - exact[key]).abs().max() <= 0.1 * size
 
 
+@pytest.mark.slow
 def test_a_study_is_that_of_the_cpu(tmp_path: Path) -> None:
     stores = write_networks(tmp_path, np.random.default_rng(1), 60, learned=1.0, seen=0.6)
     studies = [

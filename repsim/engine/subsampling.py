@@ -86,14 +86,14 @@ def subsampled(
         inner, noise = _recentred(sums, samples.shape[1], measure)
         # if there are two estimates of each matrix, the first of A is compared with the second of B, and vice versa
         inner = inner.unflatten(1, (times, -1)).unflatten(3, (times, -1))
-        inner = torch.stack([inner[:, k, :, times - 1 - k] for k in range(times)]).mean(0).cpu().numpy()
+        host = torch.stack([inner[:, k, :, times - 1 - k] for k in range(times)]).mean(0).cpu().numpy()
         a, b = ([keys.index(id(layer)) for layer in side] for side in (rows[i], columns[j]))
-        products = inner[:, a][:, :, b]
+        products = host[:, a][:, :, b]
         if measure.normalised:
             eps = max(draw.eps for draw in draws)
             error = (100 * eps * noise.unflatten(1, (times, -1))).amax(1).cpu().numpy()
             error = np.maximum(error, _centring_error(layers, samples, unbiased=measure.unbiased))
-            squares = inner.diagonal(axis1=1, axis2=2)
+            squares = host.diagonal(axis1=1, axis2=2)
             norms = np.sqrt(np.where(squares > error, squares, np.nan))
             products = products / norms[:, a, None] / norms[:, None, b]
         values[:, i, j] = products

@@ -154,7 +154,19 @@ def limits(settings: Settings) -> Iterator[Row]:
 
 def tests(settings: Settings) -> Iterator[Row]:
     """Run the tests of tests/test_gpu.py on the device, and those that need CUDA elsewhere."""
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-n", "0", "-p", "no:cacheprovider", "tests/test_gpu.py"]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-x",
+        "-n",
+        "0",
+        "-p",
+        "no:cacheprovider",
+        "--all",
+        "tests/test_gpu.py",
+    ]
     env = os.environ | {"REPSIM_TEST_DEVICE": settings.device}
     if settings.small:
         command += ["-k", "cka or stream"]
