@@ -150,3 +150,11 @@ def test_a_krylov_space_does_not_wait_for_pieces(
         tuned(piece=piece, krylov_block=4)
         counts.append(waits(lambda: leading_by_krylov(x, 0.5, 1e-6)))
     assert counts[0] == counts[1]
+
+
+def test_components_are_counted_once_a_layer(layers: list[Tensor], waits: Waits) -> None:
+    svcca = metrics.get("svcca")
+    factors = [svcca.recipe(x) for x in layers]
+    svcca.block(factors, factors)
+    assert waits(lambda: [svcca.caution(a, b) for a in factors for b in factors]) == 0
+    assert waits(lambda: svcca.block(factors, factors)) <= len(factors) * (len(factors) + 1) / 2  # one value a pair
