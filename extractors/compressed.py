@@ -17,9 +17,10 @@ from torch.nn.functional import pad
 
 from repsim.extractors.base import LayerSpec, OneRow
 from repsim.extractors.tokens import left_aligned
+from repsim.runtime import tuning
 
 _PIECE = 2**12
-"""Number of features that are processed at once, so that a large output is never copied in full."""
+"""Number of features that a processor processes at once, so that a large output is never copied in full."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class BlockGram:
         wide = torch.float32 if x.device.type == "mps" else torch.float64  # mps has no float64
         grams = torch.zeros(count, self.size, self.size, dtype=wide, device=x.device)
         with torch.autocast(x.device.type, enabled=False), _exact_products():
-            for piece in x.split(_PIECE, dim=2):
+            for piece in x.split(_piece(x.device), dim=2):
                 centred = piece.float() - piece[:, :1].float()  # a constant feature becomes exactly 0
                 centred -= centred.mean(1, keepdim=True)
                 grams += centred @ centred.mT
@@ -110,7 +111,7 @@ class Sketch(OneRow):
 
     def _project(self, x: Tensor, features: Tensor, signs: Tensor) -> Tensor:
         m = min(self.size, x.shape[1])
-        step = max(1, _PIECE // m) * m
+        step = max(1, _piece(x.device) // m) * m
         total = torch.zeros(len(x), m, device=x.device)
         for columns, sign in zip(features.split(step), signs.split(step), strict=True):
             piece = x.index_select(1, columns).float().mul_(sign)
@@ -132,6 +133,11 @@ class Sketch(OneRow):
                 draws.append((features.to(device), signs.to(device)))
             self._cache[key] = draws
         return self._cache[key]
+
+
+def _piece(device: torch.device) -> int:
+    """Return the number of features that are processed at once."""
+    return tuning.values_at_once(_PIECE, device.type)
 
 
 @contextmanager

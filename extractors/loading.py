@@ -16,7 +16,7 @@ from repsim.errors import InvalidInputError, RepsimError, SampleError, reason
 from repsim.extractors import hooks
 from repsim.extractors.base import Batch, LayerSpec, Readout, Stream
 from repsim.extractors.picture_statistics import PictureStatistics
-from repsim.extractors.preparation import Preparation, copy, move
+from repsim.extractors.preparation import Preparation, copy, move, pin
 from repsim.extractors.samples.source import SampleSource
 from repsim.labels import PREDICTION
 from repsim.runtime import interrupts
@@ -90,26 +90,28 @@ def sample_loader(
     source: SampleSource, preparation: Preparation, batches: Sequence[Rows], how: Stream
 ) -> Iterable[tuple[tuple[int, ...], Any]]:
     """Return an iterable of prepared batches: positions, and a batch or the first error."""
+    pinned = torch.device(how.device).type == "cuda"  # only pinned memory is copied while the GPU computes
     if not source.indexable:
-        return _in_order(source, preparation, batches)
+        return _in_order(source, preparation, batches, pinned=pinned)
     return DataLoader(
         cast("Any", _Prepared(source, preparation)),
         batch_sampler=cast("Any", batches),
         num_workers=how.workers,
         collate_fn=_Collate(preparation.collate),
         worker_init_fn=interrupts.leave_to_parent,
-        pin_memory=torch.device(how.device).type == "cuda",
+        pin_memory=pinned,
     )
 
 
 def _in_order(
-    source: SampleSource, preparation: Preparation, batches: Sequence[Rows]
+    source: SampleSource, preparation: Preparation, batches: Sequence[Rows], *, pinned: bool
 ) -> Iterator[tuple[tuple[int, ...], Any]]:
     """Yield the prepared batches of samples that can only be read in their order."""
     collate, prepared = _Collate(preparation.collate), _Prepared(source, preparation)
     samples = source.read(int(row) for batch in batches for row in batch)
     for batch in batches:
-        yield collate([prepared.prepare(*next(samples)) for _ in batch])
+        positions, made = collate([prepared.prepare(*next(samples)) for _ in batch])
+        yield positions, pin(made) if pinned else made
 
 
 def _stream(
@@ -143,14 +145,15 @@ def _stream(
             if isinstance(batch, SampleError):
                 fault = batch
                 break
-            on_device = move(batch, device, non_blocking=cuda)
-            # before the model runs, which may overwrite its input
-            statistics = _statistics([extractors[k] for k in users], on_device)
-            mask = preparation.mask(on_device)
-            mask = None if mask is None else mask.bool().clone()
+            mask = preparation.mask(batch)  # on the host: its checks need not wait for the last pass of a GPU
             if mask is not None and not bool(mask.any(1).all()):
                 empty = source.ids[positions[int((~mask.any(1)).nonzero()[0])]]
                 raise InvalidInputError(f"the sample {empty} has no token: its mask is empty")
+            if mask is not None:
+                mask = move(pin(mask.bool()) if cuda else mask.bool().clone(), device, non_blocking=cuda)
+            on_device = move(batch, device, non_blocking=cuda)
+            # before the model runs, which may overwrite its input
+            statistics = _statistics([extractors[k] for k in users], on_device)
             before, launched = launched, []
             for k in users:
                 batch_input = on_device if k == users[-1] else copy(on_device)  # a model may overwrite its input
@@ -163,7 +166,7 @@ def _stream(
                 if (prediction := extractors[k].controls.get(PREDICTION)) is not None:
                     readings[PREDICTION] = hooks.read_out(output, *prediction)
                 values[k].clear()
-                launched.append((k, _Copied(positions, readings, device)))
+                launched.append((k, _Copied(tuple(positions), readings, device)))  # pinning may make a list of them
             del batch, on_device, batch_input, output
             if not cuda:
                 before, launched = launched, []

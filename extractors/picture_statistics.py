@@ -174,8 +174,8 @@ def _edges_by_scale(
             values = (_modulus(right) + _modulus(down)) / 2
             yield [f"colour: differences of {name} at scale {2**k}" for name in _OPPONENTS], values
         if k in _DIRECTION_SCALES and x.shape[1] <= 3:
-            names, signs = _directions(x.shape[1])
-            values = _modulus((signs.to(x.device) @ colours.flatten(2))[..., None])
+            names, signs = _directions(x.shape[1], x.device)
+            values = _modulus((signs @ colours.flatten(2))[..., None])
             yield [f"colour: mean modulus of {name} at scale {2**k}" for name in names], values
         if k < max(_COLOUR_SCALES):
             colours = _halved(colours)
@@ -185,7 +185,7 @@ def _edges_by_scale(
 
 
 @lru_cache
-def _directions(channels: int) -> tuple[tuple[str, ...], Float[Tensor, "directions c"]]:
+def _directions(channels: int, device: torch.device) -> tuple[tuple[str, ...], Float[Tensor, "directions c"]]:
     """Return the channels, their sums and differences, as names and unit vectors: filters of one pixel."""
     signs = [v for v in product((1, -1, 0), repeat=channels) if next(filter(None, v), 0) > 0]
     names = [
@@ -193,8 +193,9 @@ def _directions(channels: int) -> tuple[tuple[str, ...], Float[Tensor, "directio
         for v in signs
     ]
     vectors = torch.tensor(signs, dtype=torch.float32)
+    vectors = (vectors / vectors.norm(dim=1, keepdim=True)).to(device)
     label = "channel " if channels > 1 else "the picture"
-    return tuple(label + name if channels > 1 else label for name in names), vectors / vectors.norm(dim=1, keepdim=True)
+    return tuple(label + name if channels > 1 else label for name in names), vectors
 
 
 def _differences(x: Float[Tensor, "*b h w"]) -> tuple[Tensor, Tensor]:
@@ -242,19 +243,19 @@ def _spectrum(brightness: Float[Tensor, "b h w"]) -> Iterator[tuple[Sequence[str
     height, width = (min(_SPECTRUM, size) for size in brightness.shape[1:])
     small = adaptive_avg_pool2d(brightness[:, None], (height, width))[:, 0]
     small = small - small.mean((1, 2), keepdim=True)
-    power = torch.fft.fft2(small * _window(height, width).to(small.device)).abs().square() / (height * width)
-    bands = power.flatten(1) @ _bands(height, width).to(power.device)
+    power = torch.fft.fft2(small * _window(height, width, small.device)).abs().square() / (height * width)
+    bands = power.flatten(1) @ _bands(height, width, power.device)
     yield [f"spectrum: log power of band {k + 1} of {_BANDS}" for k in range(_BANDS)], bands.add_(_FLOOR).log_()
 
 
 @lru_cache
-def _window(height: int, width: int) -> Float[Tensor, "h w"]:
+def _window(height: int, width: int, device: torch.device) -> Float[Tensor, "h w"]:
     """Return a Hann window, which hides the jump between opposite borders."""
-    return torch.outer(*(torch.hann_window(size, dtype=torch.float32) for size in (height, width)))
+    return torch.outer(*(torch.hann_window(size, dtype=torch.float32) for size in (height, width))).to(device)
 
 
 @lru_cache
-def _bands(height: int, width: int) -> Float[Tensor, "frequencies bands"]:
+def _bands(height: int, width: int, device: torch.device) -> Float[Tensor, "frequencies bands"]:
     """Return the weights with which the power at each frequency is averaged over bands, from 1 / size to 1 / 2."""
     frequency = torch.hypot(
         torch.fft.fftfreq(height, dtype=torch.float64)[:, None], torch.fft.fftfreq(width, dtype=torch.float64)
@@ -268,7 +269,7 @@ def _bands(height: int, width: int) -> Float[Tensor, "frequencies bands"]:
         ],
         1,
     )
-    return within / within.sum(0)
+    return (within / within.sum(0)).to(device)
 
 
 @dataclass(frozen=True)

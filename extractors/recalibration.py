@@ -125,7 +125,7 @@ def measure(
         for _, batch in sample_loader(samples, preparation, batches, how):
             if isinstance(batch, SampleError):
                 raise batch
-            preparation.forward(model, move(batch, device))
+            preparation.forward(model, move(batch, device, non_blocking=device.type == "cuda"))
     return {path: pooled.statistics() for path, pooled in moments.items()}
 
 

@@ -20,14 +20,16 @@ def left_aligned(output: Tensor, mask: Tensor, layer: LayerSpec) -> Tensor:
         A sample has more tokens than the layer's shape allows.
     """
     longest, counts = layer.shape[0], mask.sum(1)
-    if int(counts.max()) > longest:
+    if (most := int(counts.max())) > longest:
         raise InvalidInputError(
-            f"layer {layer.name!r} has {int(counts.max())} tokens for a sample, more than {longest} in the trace; pad "
-            "all samples to one length, or use mean"
+            f"layer {layer.name!r} has {most} tokens for a sample, more than {longest} in the trace; pad all samples "
+            "to one length, or use mean"
         )
+    # real tokens first: by sorting, as a GPU has to be waited for before a mask can be an index
+    order = (~mask).int().sort(dim=1, stable=True).indices[:, :most, None]
     aligned = output.new_zeros(len(output), longest, output.shape[2])
-    aligned[arange(longest, device=output.device) < counts[:, None]] = output[mask]
-    return aligned
+    aligned[:, :most] = output.gather(1, order.expand(-1, -1, output.shape[2]))
+    return aligned.masked_fill_(arange(longest, device=output.device)[:, None] >= counts[:, None, None], 0)
 
 
 def padding_of(readout: Readout) -> str:

@@ -15,6 +15,7 @@ from typing_extensions import override
 from repsim.errors import InvalidInputError, UndefinedValueError
 from repsim.metrics.base import Array, Chance, Group, Invariance, PairMetric, PermutedAtOnce
 from repsim.metrics.recipes.neighbours import (
+    EdgePairs,
     NearestNeighbours,
     Neighbours,
     distances_to,
@@ -94,11 +95,14 @@ class NeighbourMetric(PairMetric[Neighbours], ABC):
         """Compare all pairs, with one look-up per row that serves all columns."""
         values = np.full((len(rows), len(columns)), np.nan)
         for i, a in enumerate(rows):
+            of_row: dict[int, Tensor] = {}
             for j, (b, ranks) in enumerate(zip(columns, self.look_up(a, columns), strict=True)):
                 try:
-                    values[i, j] = float(self._compare_determined(a, b, ranks))
+                    of_row[j] = self._compare_determined(a, b, ranks)
                 except UndefinedValueError:
                     continue  # stays NaN, as in `Metric.block`
+            if of_row:  # one copy for the row, as each waits until a GPU has finished
+                values[i, list(of_row)] = torch.stack(list(of_row.values())).detach().cpu().numpy()
         return values
 
     def _compare_determined(self, a: Neighbours, b: Neighbours, ranks: Tensor) -> Tensor:
@@ -197,9 +201,7 @@ class MutualKNN(NeighbourMetric, PermutedAtOnce[Neighbours]):
     def chance(self, a: Neighbours, b: Neighbours) -> Chance:
         """Return the chance level: k / (n - 1), exactly; its variance accounts for hubs and for mutual neighbours."""
         n, k = a.n, self.k
-        ones = torch.ones(n, k, dtype=torch.float64, device=a.indices.device)
-        graphs = [edge_pairs(layer, k, ones, ones) for layer in (a, b)]
-        square = float(graphs[0].expected(graphs[1], n).sum()) / (n * k) ** 2
+        square = float(a.once(_edges, k).expected(b.once(_edges, k), n).sum()) / (n * k) ** 2
         return Chance(k / (n - 1), math.sqrt(max(0.0, square - (k / (n - 1)) ** 2)))
 
 
@@ -289,14 +291,14 @@ class RankSimilarity(NeighbourMetric):
     @override
     def compare(self, a: Neighbours, b: Neighbours, ranks: Int64[Tensor, "n k"]) -> Tensor:
         """Return the value from tables of all pairs of ranks, and of all numbers of shared neighbours."""
-        r = torch.arange(1, self.k + 1, dtype=torch.float64)
-        weights = torch.nn.functional.pad(self._weights(), (0, 0, 1, 0)).to(ranks.device)  # rank 0: not shared
+        r = torch.arange(1, self.k + 1, dtype=torch.float64, device=ranks.device)
+        weights = torch.nn.functional.pad(self._weights(ranks.device), (0, 0, 1, 0))  # rank 0: not shared
         harmonic = torch.cat([r.new_ones(1), (1 / r).cumsum(0)])  # 1 for no shared neighbour
         column = torch.arange(self.k, device=ranks.device)
-        return (weights[ranks, column].sum(1) / harmonic.to(ranks.device)[(ranks > 0).sum(1)]).mean()
+        return (weights[ranks, column].sum(1) / harmonic[(ranks > 0).sum(1)]).mean()
 
-    def _weights(self) -> Float64[Tensor, "k k"]:
-        r = torch.arange(1, self.k + 1, dtype=torch.float64)
+    def _weights(self, device: torch.device | None = None) -> Float64[Tensor, "k k"]:
+        r = torch.arange(1, self.k + 1, dtype=torch.float64, device=device)
         return 2 / ((1 + (r[:, None] - r).abs()) * (r[:, None] + r))
 
     @override
@@ -457,8 +459,8 @@ class CKNNA(NeighbourMetric):
     def compare(self, a: Neighbours, b: Neighbours, ranks: Int64[Tensor, "n k"]) -> Tensor:
         """Return the value from the edges that both graphs have; the norm of each layer is computed once."""
         norms = [layer.once(_own_hsic, self.k) for layer in (a, b)]
-        for layer, norm in zip((a, b), norms, strict=True):
-            if float(norm.detach()) <= layer.rounding * float(layer.similarities.detach().square().sum()):
+        for layer in (a, b):
+            if layer.once(_is_not_positive, self.k):
                 raise UndefinedValueError(
                     f"HSIC of the {self.k} nearest neighbours with themselves is not positive in one of the layers, so "
                     f"the value is not defined: take fewer neighbours, or more samples than {layer.n}"
@@ -474,9 +476,7 @@ class CKNNA(NeighbourMetric):
         norms do not change.
         """
         n, k = a.n, self.k
-        K, L = (layer.similarities[:, :k] for layer in (a, b))
-        ones = torch.ones_like(K)
-        pairs = edge_pairs(a, k, K, ones).expected(edge_pairs(b, k, ones, L), n)
+        pairs = a.once(_weighted_edges, k).expected(b.once(_edges_weighted, k), n)
         mean = pairs[1] + pairs.sum() / ((n - 1) * (n - 2)) - 2 * (pairs[1] + pairs[4]) / (n - 2)
         return Chance(float(mean) / math.sqrt(float(a.once(_own_hsic, k) * b.once(_own_hsic, k))))
 
@@ -542,17 +542,46 @@ class CycleKNN(NeighbourMetric):
         """Return the chance level: exactly 1 - the probability that k random samples miss all that have the sample as a
         neighbour in X.
         """
-        count = a.n - 1.0
-        miss = torch.ones(a.n, dtype=torch.float64, device=a.indices.device)
-        for drawn in range(self.k):
-            miss *= ((count - a.in_degrees(self.k).double() - drawn) / (count - drawn)).clamp(min=0)
-        return Chance(1 - float(miss.mean()))
+        return Chance(1 - a.once(_missed, self.k))
 
 
 def _numbers_shared(n: int, k: int) -> list[tuple[int, float]]:
     """Return the numbers c >= 1 of neighbours that two unrelated layers share, of k, with their probabilities."""
     total = math.comb(n - 1, k)
     return [(c, math.comb(k, c) * math.comb(n - 1 - k, k - c) / total) for c in range(1, k + 1)]
+
+
+def _missed(a: Neighbours, k: int) -> float:
+    """Return the probability that k random samples miss all that have a sample as a neighbour, on average."""
+    count = a.n - 1.0
+    miss, degrees = torch.ones(a.n, dtype=torch.float64, device=a.indices.device), a.in_degrees(k).double()
+    for drawn in range(k):
+        miss *= ((count - degrees - drawn) / (count - drawn)).clamp(min=0)
+    return float(miss.mean())
+
+
+def _edges(a: Neighbours, k: int) -> EdgePairs:
+    """Return the sums over pairs of edges that each count 1."""
+    ones = torch.ones(a.n, k, dtype=torch.float64, device=a.indices.device)
+    return edge_pairs(a, k, ones, ones)
+
+
+def _weighted_edges(a: Neighbours, k: int) -> EdgePairs:
+    """Return the sums over pairs of edges, the first of which counts its cosine."""
+    K = a.similarities[:, :k]
+    return edge_pairs(a, k, K, torch.ones_like(K))
+
+
+def _edges_weighted(a: Neighbours, k: int) -> EdgePairs:
+    """Return the sums over pairs of edges, the second of which counts its cosine."""
+    K = a.similarities[:, :k]
+    return edge_pairs(a, k, torch.ones_like(K), K)
+
+
+def _is_not_positive(a: Neighbours, k: int) -> bool:
+    """Return whether HSIC_1 of the neighbours of a layer with themselves is not above its rounding errors."""
+    norm = float(a.once(_own_hsic, k).detach())
+    return norm <= a.rounding * float(a.similarities.detach().square().sum())
 
 
 def _own_hsic(a: Neighbours, k: int) -> Float64[Tensor, ""]:

@@ -134,16 +134,27 @@ class Groups:
 
     def same(self, i: slice, j: slice, device: torch.device | None = None) -> Bool[Tensor, "i j"]:
         """Return whether the samples of rows i and of columns j are in the same group."""
-        return (self.numbers[i, None] == self.numbers[j]).to(device)
+        numbers = self.numbers if device is None else self._numbers_on(device)
+        return numbers[i, None] == numbers[j]
 
     def sums(self, values: Float64[Tensor, "*layers n"]) -> Float64[Tensor, "*layers groups"]:
         """Return the sum of the values over each group."""
         total = values.new_zeros(*values.shape[:-1], self.count)
-        return total.index_add_(-1, self.numbers.to(values.device), values)
+        return total.index_add_(-1, self._numbers_on(values.device), values)
+
+    @cached_property
+    def _copies(self) -> dict[torch.device, Tensor]:
+        return {}
+
+    def _numbers_on(self, device: torch.device) -> Int64[Tensor, " n"]:
+        """Return the numbers on a device, copied there once: a mask for each tile would be copied, too."""
+        if device not in self._copies:
+            self._copies[device] = self.numbers.to(device)
+        return self._copies[device]
 
     def solve(self, s: Float64[Tensor, " n"]) -> Float64[Tensor, " n"]:
         """Solve (D + M) r = s: the offsets r of the centred kernel, from its row sums s over other groups."""
-        sizes, numbers = self.sizes.to(s), self.numbers.to(s.device)
+        sizes, numbers = self.sizes.to(s), self._numbers_on(s.device)
         u = 1 / (self.n - 2 * sizes)
         sigma = self.sums(s)
         S = (sigma @ u) / (1 + sizes @ u)

@@ -77,7 +77,7 @@ def leading_by_krylov(x: Centred, variance: float, floor: float) -> Leading | No
     """
     m, place = min(x.shape), x.mean.device
     limit = m // _SHARE
-    total = sum(float(x.exact(i).square().sum()) for i in pieces(x))
+    total = sum(torch.stack([x.exact(i).square().sum() for i in pieces(x)]).tolist())
     target, norm = variance * total, math.sqrt(total)
     start = torch.randn(
         m, min(tuning.current().krylov_block, limit), dtype=torch.float64, generator=torch.Generator().manual_seed(0)

@@ -96,7 +96,7 @@ class Neighbours:
         own = torch.arange(n, device=self.indices.device)
         runs = [
             ((self.indices[self.indices[i]] == own[i, None, None]) * ranks).sum(2)
-            for i in cut(n, max(1, tuning.current().neighbour_gathered // k**2))
+            for i in cut(n, max(1, _gathered(self.indices.device) // k**2))
         ]
         return torch.cat(runs)
 
@@ -196,7 +196,7 @@ class NearestNeighbours(StreamingRecipe[Neighbours]):
         if n < self.k + 2:
             raise InvalidInputError(too_few_samples(n, self.k))
         column_means(x)  # raises for a constant layer
-        if zeros := sum(int((x[i] == 0).all(1).sum()) for i in pieces(x)):
+        if zeros := int(sum((x[i] == 0).all(1).sum() for i in pieces(x))):
             raise UndefinedValueError(
                 f"{zeros} of {n} samples are 0 in every feature: they have no direction, and so no nearest neighbours"
             )
@@ -222,6 +222,16 @@ class NearestNeighbours(StreamingRecipe[Neighbours]):
         state, unit = self.fit(x.detach()), direction(x)
         near = torch.cat(list(_distances(unit, state.indices)))
         return dataclasses.replace(state, distances=torch.cat([near, state.distances[:, -1:]], 1), features=unit)
+
+
+def _gathered(device: torch.device) -> int:
+    """Return the number of feature values that are gathered at once."""
+    return tuning.values_at_once(tuning.current().neighbour_gathered, device.type)
+
+
+def _ranks(device: torch.device) -> int:
+    """Return the number of neighbour ranks in a table of some samples by all."""
+    return tuning.values_at_once(tuning.current().neighbour_ranks, device.type)
 
 
 def too_few_samples(n: int, k: int) -> str:
@@ -339,7 +349,7 @@ class Search:
         """Return the distances of these pairs in float64, from differences, which do not cancel."""
         distances = [
             (self.directions.exact(i[pairs]) - self.directions.exact(j[pairs])).square().sum(1) / 2
-            for pairs in cut(len(i), max(1, tuning.current().neighbour_gathered // self.rounded.shape[1]))
+            for pairs in cut(len(i), max(1, _gathered(i.device) // self.rounded.shape[1]))
         ]
         return torch.cat(distances) if distances else i.double()
 
@@ -427,7 +437,7 @@ def equal(distances: Float64[Tensor, "rows candidates"], p: int) -> Bool[Tensor,
 def _distances(x: Rows, whose: Int64[Tensor, "n k"]) -> Iterator[Float64[Tensor, "some k"]]:
     """Yield 1 - cosine with these samples, for runs of rows, as half a squared distance, which does not cancel."""
     n, k = whose.shape
-    for i in cut(n, max(1, tuning.current().neighbour_gathered // (k * x.shape[1]))):
+    for i in cut(n, max(1, _gathered(x.device) // (k * x.shape[1]))):
         others = x[whose[i].flatten().to(x.device)].unflatten(0, (-1, k))
         yield torch.linalg.vector_norm(others - x[i][:, None], dim=2).to(float64_device(x.device)).double().square() / 2
 
@@ -445,7 +455,7 @@ def ranks_among(a: Neighbours, others: Sequence[Neighbours], k: int) -> list[Int
     neighbours, so n k entries are written, and not n^2.
     """
     n, place = a.n, a.indices.device
-    table = torch.zeros(min(n, max(64, tuning.current().neighbour_ranks // n)), n, dtype=torch.int32, device=place)
+    table = torch.zeros(min(n, max(64, _ranks(place) // n)), n, dtype=torch.int32, device=place)
     ranks = torch.arange(1, k + 1, dtype=table.dtype, device=place)
     ranks_of_others = [torch.empty(n, k, dtype=torch.int64, device=place) for _ in others]
     for i in cut(n, len(table)):
@@ -477,10 +487,10 @@ def shared_when_permuted(
     n, device = rows[0].n, rows[0].indices.device
     edges = torch.cat([layer.indices[:, :k] for layer in columns], 1)
     shared = torch.zeros(len(orders), len(columns), len(rows), dtype=torch.int64, device=device)
-    side = min(n, max(64, tuning.current().neighbour_ranks // n))
+    side = min(n, max(64, _ranks(device) // n))
     table = torch.zeros(side, n, dtype=torch.int32, device=device)
     starts = n * torch.arange(side, dtype=torch.int32, device=device)[:, None]
-    for chunk in cut(len(orders), max(1, tuning.current().neighbour_ranks // (side * edges.shape[1]))):
+    for chunk in cut(len(orders), max(1, _ranks(device) // (side * edges.shape[1]))):
         chunk_orders = orders[chunk].to(device)
         places = chunk_orders.argsort(1).to(torch.int32)
         for group in cut(len(rows), tuning.current().neighbour_bits):
@@ -518,14 +528,13 @@ class EdgePairs:
 
     values: Float64[Tensor, "7"]
     """Both are the same edge; one is the other, reversed; the same source; the same target; e ends where f starts; e
-    starts
-    where f ends; they have no sample in common."""
+    starts where f ends; they have no sample in common. On the CPU."""
 
     def expected(self, other: "EdgePairs", n: int) -> Float64[Tensor, "7"]:
         """Return the means over permutations."""
         two, three, four = n * (n - 1.0), n * (n - 1.0) * (n - 2), n * (n - 1.0) * (n - 2) * (n - 3)
         ways = torch.tensor([two, two, three, three, three, three, four], dtype=torch.float64)
-        return self.values.cpu() * other.values.cpu() / ways
+        return self.values * other.values / ways
 
 
 def edge_pairs(a: Neighbours, k: int, P: Float64[Tensor, "n k"], Q: Float64[Tensor, "n k"]) -> EdgePairs:
@@ -538,7 +547,7 @@ def edge_pairs(a: Neighbours, k: int, P: Float64[Tensor, "n k"], Q: Float64[Tens
     source, target = leaving[0] @ leaving[1] - one, entering[0] @ entering[1] - one
     path, path_back = entering[0] @ leaving[1] - reverse, leaving[0] @ entering[1] - reverse
     joined = torch.stack([one, reverse, source, target, path, path_back])
-    return EdgePairs(torch.cat([joined, (P.sum() * Q.sum() - joined.sum())[None]]))
+    return EdgePairs(torch.cat([joined, (P.sum() * Q.sum() - joined.sum())[None]]).cpu())
 
 
 def mutual(reverse_ranks: Int64[Tensor, "n k"], k: int) -> Bool[Tensor, "n k"]:

@@ -1,6 +1,7 @@
 """Recipe of the principal directions of a layer, for CCA, shape distances and regression."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -128,13 +129,24 @@ class Subspace(MomentFactor):
         if variance == 1:  # all directions, also those that add less than rounding errors
             assert self.complete, "the recipe kept fewer directions"
             return self.rank
-        k = leading(self.singular_values, self.total, variance)
-        assert self.complete or k < self.rank or self._explains(variance), "the recipe kept fewer directions"
-        return k
+        return self._cut(variance)[1]
 
     def tied_at_cut(self, variance: float) -> int:
         """Return how many directions are kept only because they tie with the last one that the share requires."""
-        return 0 if variance == 1 else self.components(variance) - enough(self.singular_values, self.total, variance)
+        least, kept = (0, 0) if variance == 1 else self._cut(variance)
+        return kept - least
+
+    def _cut(self, variance: float) -> tuple[int, int]:
+        """Return the fewest directions that explain the share, and with those that tie; counted once for all pairs."""
+        if variance not in self._cuts:
+            k = leading(self.singular_values, self.total, variance)
+            assert self.complete or k < self.rank or self._explains(variance), "the recipe kept fewer directions"
+            self._cuts[variance] = enough(self.singular_values, self.total, variance), k
+        return self._cuts[variance]
+
+    @functools.cached_property
+    def _cuts(self) -> dict[float, tuple[int, int]]:
+        return {}
 
     def _explains(self, variance: float) -> bool:
         s = self.singular_values

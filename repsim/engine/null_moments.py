@@ -162,5 +162,5 @@ def _from_features(layer: Gram) -> tuple[float, float] | None:
 def _from_gram_matrix(layer: Gram) -> tuple[float, float]:
     """Return ||A||^2 and tr(A^3), computed from A."""
     A = centred(layer, torch.float64, unbiased=True)
-    triangles = sum(float(((A[i] @ A) * A[i]).sum()) for i in cut(layer.n, tuning.current().panel))
-    return float(A.square().sum()), triangles
+    triangles = torch.stack([((A[i] @ A) * A[i]).sum() for i in cut(layer.n, tuning.current().panel)])
+    return float(A.square().sum()), sum(triangles.tolist())

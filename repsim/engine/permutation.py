@@ -35,6 +35,9 @@ from repsim.metrics.recipes.rows import cut, float64_device
 from repsim.runtime import tuning
 from repsim.runtime.progress import Progress, counter
 
+_AT_ONCE = 64
+"""Permutations whose small matrices are fetched from a GPU at once, as each fetch waits until the GPU has finished."""
+
 
 def permuted(
     rows: Sequence[Any],
@@ -183,15 +186,17 @@ def _debiased_and_normalised(
     n, groups = rows[0].n, common_groups([*rows, *columns])
     if measure.unbiased and groups is not None:
         within = _Within(rows, columns, groups)
-        for k, order in enumerate(orders):
-            values[k] -= within.products(order).cpu().numpy()
+        for k in cut(len(orders), _AT_ONCE):
+            products = torch.stack([within.products(order) for order in orders[k].to(within.device)])
+            values[k] -= products.cpu().numpy()
     elif measure.unbiased:
         g, h = (
             torch.stack([layer.squared_norms for layer in side]).to(float64_device(rows[0].device))
             for side in (rows, columns)
         )
-        for k, order in enumerate(orders):
-            values[k] -= n / (n - 2) * (g @ h[:, order.to(h.device)].T).cpu().numpy()
+        for k in cut(len(orders), _AT_ONCE):
+            products = torch.stack([g @ h[:, order].T for order in orders[k].to(h.device)])
+            values[k] -= n / (n - 2) * products.cpu().numpy()
         values += (torch.outer(g.sum(1), h.sum(1)) / ((n - 1) * (n - 2))).cpu().numpy()
     if measure.normalised:
         values /= np.array([_norm(layer, measure) for layer in rows])[:, None]
@@ -211,7 +216,8 @@ class _Within:
     """
 
     def __init__(self, rows: Sequence[Gram], columns: Sequence[Gram], groups: Groups) -> None:
-        self._numbers = groups.numbers
+        self.device = float64_device(rows[0].device)
+        self._numbers = groups.numbers.to(self.device)
         self._parts: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
         """For every size of groups: their first samples, their places among those of this size, and the pairs of the
         rows, with offsets, and of the columns: (layers, groups, size^2)."""
@@ -224,13 +230,14 @@ class _Within:
             for k, layer in enumerate(rows):
                 r = layer.offsets(unbiased=True)[0][members.to(left.device)]
                 left[k] -= r[:, :, None] + r[:, None]
-            self._parts.append((members[:, 0], place, left.flatten(2), right.flatten(2)))
+            first, place = members[:, 0].to(self.device), place.to(self.device)
+            self._parts.append((first, place, left.flatten(2), right.flatten(2)))
 
     def products(self, order: Int64[Tensor, " n"]) -> Float64[Tensor, "rows columns"]:
-        """Return the sum over pairs within groups, for one permutation."""
-        total = torch.zeros(())
+        """Return the sum over pairs within groups, for one permutation, which is on `device`."""
+        total = torch.zeros((), device=self.device)
         for first, place, left, right in self._parts:
-            groups = place[self._numbers[order.cpu()[first]]].to(right.device)
+            groups = place[self._numbers[order[first]]]
             total = total + left.flatten(1) @ right[:, groups].flatten(1).T
         return total
 
@@ -278,12 +285,12 @@ def _from_directions(
     C, D = (torch.cat([layer.features.loadings for layer in side], 1) for side in (rows, columns))  # type: ignore[attr-defined]
     of_rows, of_columns = (_membership(side).to(Q) for side in (rows, columns))
     step = counter(len(orders), progress)
-    values = np.empty((len(orders), len(rows), len(columns)))
-    for k, order in enumerate(orders):
-        squares = (C.T @ (Q.T @ Q[order.to(Q.device)]) @ D).square_()
-        values[k] = (of_rows @ squares @ of_columns.T).cpu().numpy()
+    values = torch.empty(len(orders), len(rows), len(columns), dtype=Q.dtype, device=Q.device)
+    for k, order in enumerate(orders.to(Q.device)):
+        squares = (C.T @ (Q.T @ Q[order]) @ D).square_()
+        values[k] = of_rows @ squares @ of_columns.T
         step()
-    return _debiased_and_normalised(values, rows, columns, measure, orders)
+    return _debiased_and_normalised(values.cpu().numpy(), rows, columns, measure, orders)
 
 
 def _norm(layer: Gram, measure: GramMetric[Any]) -> float:
@@ -292,7 +299,8 @@ def _norm(layer: Gram, measure: GramMetric[Any]) -> float:
     if layer.groups is not None and measure.unbiased:
         x = layer.features[:].to(float64_device(layer.device), torch.float64)
         total = float(torch.linalg.matrix_norm(x.T @ x if layer.p <= layer.n else x @ x.T)) ** 2
-        square = total - float(_Within([layer], [layer], layer.groups).products(torch.arange(layer.n)))
+        within = _Within([layer], [layer], layer.groups)
+        square = total - float(within.products(torch.arange(layer.n, device=within.device)))
         return float(np.sqrt(square)) if square > 100 * layer.eps * total else math.nan
     sweep = MomentSweep([layer], [layer], [measure], chunk=tuning.current().run, room=tuning.current().unit_memory_kept)
     return float(np.sqrt(np.sum(list(sweep.parts(sweep.order)), axis=0)[-1]))

@@ -86,14 +86,14 @@ def subsampled(
         inner, noise = _recentred(sums, samples.shape[1], measure)
         # if there are two estimates of each matrix, the first of A is compared with the second of B, and vice versa
         inner = inner.unflatten(1, (times, -1)).unflatten(3, (times, -1))
-        inner = torch.stack([inner[:, k, :, times - 1 - k] for k in range(times)]).mean(0)
+        host = torch.stack([inner[:, k, :, times - 1 - k] for k in range(times)]).mean(0).cpu().numpy()
         a, b = ([keys.index(id(layer)) for layer in side] for side in (rows[i], columns[j]))
-        products = inner[:, a][:, :, b].cpu().numpy()
+        products = host[:, a][:, :, b]
         if measure.normalised:
             eps = max(draw.eps for draw in draws)
             error = (100 * eps * noise.unflatten(1, (times, -1))).amax(1).cpu().numpy()
             error = np.maximum(error, _centring_error(layers, samples, unbiased=measure.unbiased))
-            squares = inner.diagonal(dim1=1, dim2=2).cpu().numpy()
+            squares = host.diagonal(axis1=1, axis2=2)
             norms = np.sqrt(np.where(squares > error, squares, np.nan))
             products = products / norms[:, a, None] / norms[:, None, b]
         values[:, i, j] = products
@@ -206,13 +206,14 @@ def subsample_products(
         inside = torch.zeros(len(subsamples), n, dtype=torch.bool, device=grams.device)
         inside.scatter_(1, subsamples, value=True)
         buffer = grams.new_empty(len(subsamples), m, width)
-        for r in range(n):
-            k = inside[:, r].nonzero().flatten()
-            gathered = buffer[: len(k)]
-            torch.index_select(grams[r], 0, subsamples[k].flatten(), out=gathered.view(-1, width))
+        # which subsamples hold each sample: once for all rows, as a GPU has to be waited for
+        containing = inside.T.nonzero()[:, 1].split(inside.sum(0).tolist())
+        for r, holding in enumerate(containing):
+            gathered = buffer[: len(holding)]
+            torch.index_select(grams[r], 0, subsamples[holding].flatten(), out=gathered.view(-1, width))
             products = (gathered.mT @ gathered).to(place).double()
             sums = products[:, :layers, layers]
-            k = k.to(place) + chunk.start
+            k = holding.to(place) + chunk.start
             traces.index_add_(0, k, products)
             crossed.index_add_(0, k, sums[:, :, None] * sums[:, None])
         for _ in range(len(subsamples)):

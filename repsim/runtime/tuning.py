@@ -56,6 +56,11 @@ class Tuning:
     product_panel: int = 2**25
     """Values of a panel of samples, if the n x n matrix XX' is computed from pairs of panels."""
 
+    # GPUs
+    gpu_share: int = 8
+    """Factor by which a GPU processes more values at once (`values_at_once`) than a processor core in its cache: a
+    launch takes as long as a pass over a few MiB, and the cache of a large GPU holds some tens of MiB."""
+
     # Subspaces
     squared_from: int = 512
     """Number of samples or features from which X'X (or XX') in float64 separates float32 activations from rounding
@@ -152,6 +157,15 @@ _CURRENT = ContextVar("tuning", default=Tuning())  # noqa: B039 - it is frozen
 def current() -> Tuning:
     """Return the current settings."""
     return _CURRENT.get()
+
+
+def values_at_once(values: int, device: str) -> int:
+    """Return the number of values to process at once on a type of device, from that for a processor's cache.
+
+    >>> values_at_once(1000, "cpu"), values_at_once(1000, "cuda")
+    (1000, 8000)
+    """
+    return values if device == "cpu" else values * current().gpu_share
 
 
 @contextmanager
