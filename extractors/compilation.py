@@ -20,6 +20,9 @@ _TOLERANCE = {False: 1e-2, True: 1e-1}
 half precision. Rounding gives 1e-5 (1e-3 with TF32; 1e-2 in half precision), and a wrong program gives about 1."""
 _OTHER_PROGRAMS = 8
 """Number of programs that torch compiles of one function by default, beside those of the models."""
+_NO_COMPILER = ("InvalidCxxCompiler", "Failed to find C compiler")
+"""Texts of torch's errors on a machine without a compiler: those of programs for the processor and for a GPU."""
+_OPTION = Argument("compile", value=True)
 
 
 class PassedModel(Protocol):
@@ -66,9 +69,19 @@ class CompiledPass:
         Number of samples in a full batch.
     half : bool
         Whether the passes run in half precision.
+    backend : str or callable
+        Compiler, as in `torch.compile`.
     """
 
-    def __init__(self, extractor: PassedModel, values: Readings, *, batch_size: int, half: bool) -> None:
+    def __init__(
+        self,
+        extractor: PassedModel,
+        values: Readings,
+        *,
+        batch_size: int,
+        half: bool = False,
+        backend: str | Callable[..., Any] = "inductor",
+    ) -> None:
         self._extractor, self._values = extractor, values
         self._batch_size, self._tolerance = batch_size, _TOLERANCE[half]
         model, forward = extractor.model, extractor.preparation.forward
@@ -77,7 +90,7 @@ class CompiledPass:
             return forward(model, batch)
 
         self._run = run
-        self._program: Callable[[Any], Any] = torch.compile(run, dynamic=False)
+        self._program: Callable[[Any], Any] = torch.compile(run, dynamic=False, backend=backend)
         self._checked = False
 
     def __call__(self, batch: Any) -> Any:
@@ -107,10 +120,10 @@ class CompiledPass:
         try:
             return self._program(batch)
         except torch._dynamo.exc.TorchDynamoException as error:
-            if "compiler" in str(error).lower() and "InvalidCxxCompiler" in f"{type(error)} {error}":
+            if any(text in str(error) for text in _NO_COMPILER):
                 raise InvalidInputError(
-                    f"{name} cannot be compiled: torch.compile has no C++ compiler on this machine",
-                    remedy=Remedy("install one (g++ or clang), name it in the variable CXX, or leave out ", _OPTION),
+                    f"{name} cannot be compiled: torch.compile finds no C++ compiler on this machine",
+                    remedy=Remedy("install g++ or clang, name it in the variable CXX, or leave out ", _OPTION),
                 ) from error
             raise InvalidInputError(
                 f"{name} cannot be compiled: {reason(error)}", remedy=Remedy("leave out ", _OPTION)
@@ -132,9 +145,6 @@ class CompiledPass:
                 f"{self._extractor.name} does not compute the same when compiled: {key[1]} of layer {key[0]!r} {what}",
                 remedy=Remedy("leave out ", _OPTION),
             )
-
-
-_OPTION = Argument("compile", value=True)
 
 
 @contextmanager

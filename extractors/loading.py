@@ -134,21 +134,7 @@ def _stream(
     fault = None
     with ExitStack() as stack:
         stack.enter_context(closing(loaded))  # ends the worker processes, also if an error keeps this frame
-        models = [extractor.model.to(device) for extractor in extractors]
-        values: list[hooks.Readings] = []
-        passes: list[Callable[[Any], Any]] = []
-        if how.compile:
-            stack.enter_context(compiling(len(models)))
-        for extractor, model in zip(extractors, models, strict=True):
-            stack.enter_context(hooks.evaluating(model))
-            if how.channels_last:
-                stack.enter_context(in_channels_last(model))
-            values.append(stack.enter_context(hooks.reading(model, extractor.readouts)))
-            passes.append(
-                CompiledPass(extractor, values[-1], batch_size=how.batch_size, half=how.amp)
-                if how.compile
-                else partial(extractor.preparation.forward, model)
-            )
+        values, passes = _open_passes(extractors, how, stack)
         # On a GPU one batch is held back, so that the next is computed while the caller processes this one.
         launched: list[tuple[int, _Copied]] = []
         for users, (positions, batch, of_input) in zip(needed, loaded, strict=False):
@@ -163,8 +149,7 @@ def _stream(
             if mask is not None and not bool(mask.any(1).all()):
                 empty = source.ids[positions[int((~mask.any(1)).nonzero()[0])]]
                 raise InvalidInputError(f"the sample {empty} has no token: its mask is empty")
-            if how.channels_last:
-                on_device = with_channels_last(on_device)
+            on_device = with_channels_last(on_device) if how.channels_last else on_device
             before, launched = launched, []
             for k in users:
                 batch_input = on_device if k == users[-1] else copy(on_device)  # a model may overwrite its input
@@ -189,8 +174,30 @@ def _stream(
         raise fault
 
 
+def _open_passes(
+    extractors: Sequence[StreamedModel], how: Stream, stack: ExitStack
+) -> tuple[list[hooks.Readings], list[Callable[[Any], Any]]]:
+    """Attach hooks to all models; return the readouts that they fill, and the functions that run the models."""
+    models = [extractor.model.to(how.device) for extractor in extractors]
+    values: list[hooks.Readings] = []
+    passes: list[Callable[[Any], Any]] = []
+    if how.compile:
+        stack.enter_context(compiling(len(models)))
+    for extractor, model in zip(extractors, models, strict=True):
+        stack.enter_context(hooks.evaluating(model))
+        if how.channels_last:
+            stack.enter_context(in_channels_last(model))
+        values.append(stack.enter_context(hooks.reading(model, extractor.readouts)))
+        passes.append(
+            CompiledPass(extractor, values[-1], batch_size=how.batch_size, half=how.amp)
+            if how.compile
+            else partial(extractor.preparation.forward, model)
+        )
+    return values, passes
+
+
 def _call(name: str, run: Callable[[Any], Any], batch: Any, ids: Sequence[str]) -> Any:
-    """Call the forward pass of a model; raise `InvalidInputError` with the samples if its code fails, but not if memory is short."""
+    """Run a model; raise `InvalidInputError` with the samples if its code fails, but not if memory is short."""
     try:
         return run(batch)
     except (RepsimError, MemoryError, torch.OutOfMemoryError):

@@ -356,8 +356,8 @@ def samples_in(batch: Any) -> int:
 def like_examples(batch: Any, examples: Sequence[Any], samples: int) -> bool:
     """Return whether a batch of this number of samples has the shapes of the examples, except for their first axis.
 
-    >>> like_examples(torch.zeros(8, 3), [torch.zeros(2, 3)], 8), like_examples(torch.zeros(8, 4), [torch.zeros(2, 3)], 8)
-    (True, False)
+    >>> [like_examples(torch.zeros(8, width), [torch.zeros(2, 3)], 8) for width in (3, 4)]
+    [True, False]
     """
     shapes = [tuple(tensor.shape) for tensor in _tensors(batch)]
     return samples_in(batch) == samples and any(

@@ -47,7 +47,8 @@ from repsim.runtime import interrupts
 from repsim.runtime.arrays import as_groups
 from repsim.runtime.deprecation import rename_keyword, warn_deprecated
 from repsim.runtime.files import format_size, partial_path
-from repsim.runtime.hardware import choose_device, cores, release_free_heap
+from repsim.runtime.hardware import choose_device, cores
+from repsim.runtime.heap import keep_freed_blocks, release_free_heap
 from repsim.runtime.processes import ALONE, Ranks, restarted
 from repsim.runtime.progress import Progress
 from repsim.stores import reader
@@ -174,7 +175,7 @@ def choose_stream(
     device: str,
     amp: bool,
     channels_last: bool = False,
-    compile: bool = False,
+    compile: bool = False,  # noqa: A002 - the name of the option
 ) -> Stream:
     """Return the options of the forward passes, with defaults for those that are None.
 
@@ -257,7 +258,7 @@ class Extraction:
                 )
 
     def _check_passes(self) -> None:
-        """Raise `InvalidInputError` if the model cannot be compiled, or has no pictures whose channels could be last."""
+        """Raise `InvalidInputError` if the model cannot be compiled, or reads no pictures whose channels could be last."""
         own = self.extractor if isinstance(self.extractor, ModuleExtractor) else None
         example = None if own is None else own.preparation.examples[0]
         pictures = isinstance(example, torch.Tensor) and example.ndim == 4
@@ -597,6 +598,7 @@ def run_together(
         shares = [job.batches(written) for job, written in zip(todo, marks, strict=True)]
         shares = [batches[me.part(len(batches))] for batches in shares]
         before = sum(int(written.sum()) for written in marks) if me.world == 1 else 0
+        keep_freed_blocks()
         for job in todo:
             stack.enter_context(job.prepared(me))
         _fill(todo, writers, shares, before, progress)
