@@ -258,7 +258,7 @@ class Extraction:
                 )
 
     def _check_passes(self) -> None:
-        """Raise `InvalidInputError` if the model cannot be compiled, or reads no pictures whose channels could be last."""
+        """Raise `InvalidInputError` if the model cannot be compiled, or has no channels that could be last."""
         own = self.extractor if isinstance(self.extractor, ModuleExtractor) else None
         example = None if own is None else own.preparation.examples[0]
         pictures = isinstance(example, torch.Tensor) and example.ndim == 4
