@@ -20,8 +20,6 @@ _TOLERANCE = {False: 1e-2, True: 1e-1}
 half precision. Rounding gives 1e-5 (1e-3 with TF32; 1e-2 in half precision), and a wrong program gives about 1."""
 _OTHER_PROGRAMS = 8
 """Number of programs that torch compiles of one function by default, beside those of the models."""
-_NO_COMPILER = ("InvalidCxxCompiler", "Failed to find C compiler")
-"""Texts of torch's errors on a machine without a compiler: those of programs for the processor and for a GPU."""
 _OPTION = Argument("compile", value=True)
 
 
@@ -120,7 +118,7 @@ class CompiledPass:
         try:
             return self._program(batch)
         except torch._dynamo.exc.TorchDynamoException as error:
-            if any(text in str(error) for text in _NO_COMPILER):
+            if type(getattr(error, "inner_exception", None)).__name__ == "InvalidCxxCompiler":
                 raise InvalidInputError(
                     f"{name} cannot be compiled: torch.compile finds no C++ compiler on this machine",
                     remedy=Remedy("install g++ or clang, name it in the variable CXX, or leave out ", _OPTION),
