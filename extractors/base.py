@@ -109,6 +109,10 @@ class Stream:
     device: str = "cpu"
     amp: bool = False
     """Whether to use autocast: bfloat16 on a CPU, float16 on other devices. Readouts are float32 in any case."""
+    channels_last: bool = False
+    """Whether pictures and weights of convolutions have their channels in the last axis of memory."""
+    compile: bool = False
+    """Whether to compile the models (`repsim.extractors.compilation`)."""
 
     def __post_init__(self) -> None:
         if self.batch_size < 1 or self.workers < 0:

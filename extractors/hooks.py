@@ -238,6 +238,16 @@ class Readings(dict[tuple[str, str], Tensor]):
     mask: Tensor | None = None
     """Mask (b, T) of the real tokens of the batch, which is set before the forward pass."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: Counter[tuple[str, str]] = Counter()
+        """Number of calls of each module in this pass, by its path and the side that is read."""
+
+    def begin(self) -> None:
+        """Forget the readouts and calls of the pass before."""
+        self.clear()
+        self.calls.clear()
+
 
 @contextmanager
 def reading(model: nn.Module, wanted: Mapping[tuple[str, str], tuple[LayerSpec, Readout]]) -> Iterator[Readings]:
@@ -246,14 +256,13 @@ def reading(model: nn.Module, wanted: Mapping[tuple[str, str], tuple[LayerSpec, 
     Call `check` after each pass: it raises an error if a readout is missing.
     """
     values = Readings()
-    calls: Counter[tuple[str, str]] = Counter()
     sites: dict[tuple[str, str], list[tuple[Site, tuple[str, str], LayerSpec, Readout]]] = defaultdict(list)
     for key, (layer, readout) in wanted.items():
         sites[layer.site.module, layer.site.side].append((layer.site, key, layer, readout))
 
     def read(place: tuple[str, str], value: Any) -> None:
-        call = calls[place]
-        calls[place] += 1
+        call = values.calls[place]
+        values.calls[place] += 1
         items = [value] if isinstance(value, Tensor) else None
         for site, key, layer, readout in sites[place]:
             if site.call == call:  # the pre-logits feature is the input of the classifier's first call
@@ -261,13 +270,9 @@ def reading(model: nn.Module, wanted: Mapping[tuple[str, str], tuple[LayerSpec, 
                 item = items[site.item] if site.item < len(items) else None
                 values[key] = read_out(item, layer, readout, values.mask)
 
-    def begin(*_: Any) -> None:
-        values.clear()
-        calls.clear()
-
     modules = dict(model.named_modules())
     with ExitStack() as stack:
-        stack.callback(_remove(model.register_forward_pre_hook(begin)))
+        stack.callback(_remove(model.register_forward_pre_hook(lambda *_: values.begin())))
         for path, side in sites:
             place, module = (path, side), modules[path]
             stack.callback(

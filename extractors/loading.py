@@ -4,6 +4,7 @@ from collections import defaultdict
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, nullcontext
+from functools import partial
 from graphlib import CycleError, TopologicalSorter
 from typing import Any, Protocol, TypeVar, cast
 
@@ -15,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from repsim.errors import InvalidInputError, RepsimError, SampleError, reason
 from repsim.extractors import hooks
 from repsim.extractors.base import Batch, LayerSpec, Readout, Stream
+from repsim.extractors.compilation import CompiledPass, compiling, in_channels_last, with_channels_last
 from repsim.extractors.picture_statistics import PictureStatistics
 from repsim.extractors.preparation import Preparation, copy, move, pin
 from repsim.extractors.samples.source import SampleSource
@@ -134,11 +136,7 @@ def _stream(
     fault = None
     with ExitStack() as stack:
         stack.enter_context(closing(loaded))  # ends the worker processes, also if an error keeps this frame
-        models = [extractor.model.to(device) for extractor in extractors]
-        values: list[hooks.Readings] = []
-        for extractor, model in zip(extractors, models, strict=True):
-            stack.enter_context(hooks.evaluating(model))
-            values.append(stack.enter_context(hooks.reading(model, extractor.readouts)))
+        values, passes = _open_passes(extractors, how, stack)
         # On a GPU one batch is held back, so that the next is computed while the caller processes this one.
         launched: list[tuple[int, _Copied]] = []
         for users, (positions, batch, of_input) in zip(needed, loaded, strict=False):
@@ -154,13 +152,14 @@ def _stream(
             on_device = move(batch, device, non_blocking=cuda)
             # before the model runs, which may overwrite its input
             statistics = _statistics([extractors[k] for k in users], on_device)
+            on_device = with_channels_last(on_device) if how.channels_last else on_device
             before, launched = launched, []
             for k in users:
                 batch_input = on_device if k == users[-1] else copy(on_device)  # a model may overwrite its input
                 autocast = torch.autocast(device.type, half) if how.amp else nullcontext()
                 values[k].mask = mask
                 with torch.no_grad(), autocast:  # not around the yield: the caller may need gradients
-                    output = _call(extractors[k], models[k], batch_input, [source.ids[row] for row in positions])
+                    output = _call(extractors[k].name, passes[k], batch_input, [source.ids[row] for row in positions])
                 hooks.check(values[k], extractors[k].readouts, len(positions))
                 readings = {**values[k], **of_input.pop(0), **statistics.pop(0)}
                 if (prediction := extractors[k].controls.get(PREDICTION)) is not None:
@@ -178,15 +177,37 @@ def _stream(
         raise fault
 
 
-def _call(extractor: StreamedModel, model: nn.Module, batch: Any, ids: Sequence[str]) -> Any:
-    """Call a model; raise `InvalidInputError` with the samples if its code fails, but not if memory is short."""
+def _open_passes(
+    extractors: Sequence[StreamedModel], how: Stream, stack: ExitStack
+) -> tuple[list[hooks.Readings], list[Callable[[Any], Any]]]:
+    """Attach hooks to all models; return the readouts that they fill, and the functions that run the models."""
+    models = [extractor.model.to(how.device) for extractor in extractors]
+    values: list[hooks.Readings] = []
+    passes: list[Callable[[Any], Any]] = []
+    if how.compile:
+        stack.enter_context(compiling(len(models)))
+    for extractor, model in zip(extractors, models, strict=True):
+        stack.enter_context(hooks.evaluating(model))
+        if how.channels_last:
+            stack.enter_context(in_channels_last(model))
+        values.append(stack.enter_context(hooks.reading(model, extractor.readouts)))
+        passes.append(
+            CompiledPass(extractor, values[-1], batch_size=how.batch_size, half=how.amp)
+            if how.compile
+            else partial(extractor.preparation.forward, model)
+        )
+    return values, passes
+
+
+def _call(name: str, run: Callable[[Any], Any], batch: Any, ids: Sequence[str]) -> Any:
+    """Run a model; raise `InvalidInputError` with the samples if its code fails, but not if memory is short."""
     try:
-        return extractor.preparation.forward(model, batch)
+        return run(batch)
     except (RepsimError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # the code of the user may raise any exception
         span = ids[0] if len(ids) == 1 else f"{ids[0]} ... {ids[-1]}"
-        raise InvalidInputError(f"{extractor.name} cannot run on the samples {span}: {reason(error)}") from error
+        raise InvalidInputError(f"{name} cannot run on the samples {span}: {reason(error)}") from error
 
 
 def _ahead(batches: Iterator[T]) -> Generator[T, None, None]:

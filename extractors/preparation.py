@@ -304,7 +304,7 @@ def move(batch: Any, device: torch.device, *, non_blocking: bool = False) -> Any
     >>> move({"ids": torch.zeros(2), "texts": ["a", "b"]}, torch.device("cpu"))
     {'ids': tensor([0., 0.]), 'texts': ['a', 'b']}
     """
-    return _map(batch, lambda tensor: tensor.to(device, non_blocking=non_blocking))
+    return mapped(batch, lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
 
 def pin(batch: Any) -> Any:
@@ -314,22 +314,23 @@ def pin(batch: Any) -> Any:
 
 def copy(batch: Any) -> Any:
     """Return a batch with copies of all its tensors."""
-    return _map(batch, Tensor.clone)
+    return mapped(batch, Tensor.clone)
 
 
-def _map(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
+def mapped(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
+    """Return a batch with a function of each of its tensors; what is no tensor stays as it is."""
     if isinstance(value, Tensor):
         return function(value)
     if isinstance(value, Mapping):
-        entries = {key: _map(entry, function) for key, entry in value.items()}
+        entries = {key: mapped(entry, function) for key, entry in value.items()}
         return entries if type(value) is dict else _like(value, entries)
     if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(_map(entry, function) for entry in value))
+        return type(value)(*(mapped(entry, function) for entry in value))
     if isinstance(value, tuple | list):
-        return type(value)(_map(entry, function) for entry in value)
+        return type(value)(mapped(entry, function) for entry in value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         names = [entry.name for entry in dataclasses.fields(value) if entry.init]
-        return dataclasses.replace(value, **{name: _map(getattr(value, name), function) for name in names})
+        return dataclasses.replace(value, **{name: mapped(getattr(value, name), function) for name in names})
     return value
 
 
@@ -355,6 +356,19 @@ def samples_in(batch: Any) -> int:
             f"a batch must hold a tensor whose first axis is the samples, got {type(batch).__name__}"
         )
     return len(first)
+
+
+def like_examples(batch: Any, examples: Sequence[Any], samples: int) -> bool:
+    """Return whether a batch of this number of samples has the shapes of the examples, except for their first axis.
+
+    >>> [like_examples(torch.zeros(8, width), [torch.zeros(2, 3)], 8) for width in (3, 4)]
+    [True, False]
+    """
+    shapes = [tuple(tensor.shape) for tensor in _tensors(batch)]
+    return samples_in(batch) == samples and any(
+        [shape[1:] for shape in shapes] == [tuple(tensor.shape[1:]) for tensor in _tensors(example)]
+        for example in examples
+    )
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:

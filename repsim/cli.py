@@ -28,6 +28,7 @@ from repsim.commands import (
     terminal,
 )
 from repsim.errors import MissingDigestWarning, OtherProcessError, RepsimError, reason
+from repsim.runtime.heap import use_huge_pages
 
 
 class _UserError(click.ClickException):
@@ -50,6 +51,7 @@ class _Group(stopping.StoppableGroup):
     """Group that shows an error that the user can correct as one line, with exit code 2."""
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
+        use_huge_pages()  # before torch is imported
         terminal.escape_unencodable_text()
         with terminal.warnings_as_notes():
             return super().main(*args, **kwargs)

@@ -34,7 +34,8 @@ from repsim.results.files import open_result, save_result
 from repsim.runtime.deprecation import warn_deprecated
 from repsim.runtime.events import Note, UpToDate, log_notes
 from repsim.runtime.files import check_output, format_duration, format_size
-from repsim.runtime.hardware import choose_device, limit_heap_fragmentation, release_free_heap
+from repsim.runtime.hardware import choose_device
+from repsim.runtime.heap import limit_heap_fragmentation, release_free_heap
 from repsim.runtime.memory import memory_now, memory_peak, memory_to_use
 from repsim.runtime.options import accept_options, sort_keywords
 from repsim.runtime.processes import ALONE, Ranks, ranks

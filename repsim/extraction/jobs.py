@@ -47,7 +47,8 @@ from repsim.runtime import interrupts
 from repsim.runtime.arrays import as_groups
 from repsim.runtime.deprecation import rename_keyword, warn_deprecated
 from repsim.runtime.files import format_size, partial_path
-from repsim.runtime.hardware import choose_device, cores, release_free_heap
+from repsim.runtime.hardware import choose_device, cores
+from repsim.runtime.heap import keep_freed_blocks, release_free_heap
 from repsim.runtime.processes import ALONE, Ranks, restarted
 from repsim.runtime.progress import Progress
 from repsim.stores import reader
@@ -166,7 +167,15 @@ def choose_samples(
 
 
 def choose_stream(
-    samples: Samples, *, readout: str, batch_size: int | None, workers: int | None, device: str, amp: bool
+    samples: Samples,
+    *,
+    readout: str,
+    batch_size: int | None,
+    workers: int | None,
+    device: str,
+    amp: bool,
+    channels_last: bool = False,
+    compile: bool = False,  # noqa: A002 - the name of the option
 ) -> Stream:
     """Return the options of the forward passes, with defaults for those that are None.
 
@@ -180,7 +189,10 @@ def choose_stream(
     if workers is None:
         short = len(samples.rows) <= 2 * batch_size or samples.source.quick
         workers = 0 if short else min(8, cores())
-    return Stream(batch_size=batch_size, workers=workers, device=choose_device(device), amp=amp)
+    return Stream(
+        batch_size=batch_size, workers=workers, device=choose_device(device), amp=amp, channels_last=channels_last,
+        compile=compile,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -231,6 +243,8 @@ class Extraction:
                 f"{self.extractor.name} reads the padding of a batch, so its values would depend on the other texts",
                 remedy=Remedy("read each text alone with ", Argument("batch_size", 1)),
             )
+        if self.how.compile or self.how.channels_last:
+            self._check_passes()
         for _, readout in self.extractor.readouts.values():
             if self.how.batch_size % readout.block:
                 raise InvalidInputError(
@@ -242,6 +256,23 @@ class Extraction:
                     f"readout {readout.name} reads samples in a random order, and {self.samples.source.name} can only "
                     "be read from its beginning; use another readout, or data with an index"
                 )
+
+    def _check_passes(self) -> None:
+        """Raise `InvalidInputError` if the model cannot be compiled, or has no channels that could be last."""
+        own = self.extractor if isinstance(self.extractor, ModuleExtractor) else None
+        example = None if own is None else own.preparation.examples[0]
+        pictures = isinstance(example, torch.Tensor) and example.ndim == 4
+        if self.how.channels_last and not pictures:
+            raise InvalidInputError(
+                f"{self.extractor.name} reads no pictures, so no channels can be put last",
+                remedy=Remedy("leave out ", Argument("channels_last", value=True)),
+            )
+        if self.how.compile and (own is None or own.preparation.mask(example) is not None):
+            why = "is not a torch module" if own is None else "reads batches of different numbers of tokens"
+            raise InvalidInputError(
+                f"{self.extractor.name} {why}, so it cannot be compiled",
+                remedy=Remedy("leave out ", Argument("compile", value=True)),
+            )
 
     @property
     def notes(self) -> list[str]:
@@ -415,6 +446,7 @@ class Extraction:
             "batch_size": self.how.batch_size,
             "device": torch.device(self.how.device).type,
             "amp": self.how.amp,
+            **{key: True for key in ("channels_last", "compile") if getattr(self.how, key)},
             "repsim_version": __version__,
             "h5py_version": h5py.__version__,
             "command": self.command,
@@ -566,6 +598,7 @@ def run_together(
         shares = [job.batches(written) for job, written in zip(todo, marks, strict=True)]
         shares = [batches[me.part(len(batches))] for batches in shares]
         before = sum(int(written.sum()) for written in marks) if me.world == 1 else 0
+        keep_freed_blocks()
         for job in todo:
             stack.enter_context(job.prepared(me))
         _fill(todo, writers, shares, before, progress)

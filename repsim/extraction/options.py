@@ -174,6 +174,16 @@ class Passes:
     ] = 4  # fmt: skip
     device: Device = "auto"
     amp: Annotated[bool, option("Half precision in the forward pass (float16 on cuda, bfloat16 elsewhere).")] = False
+    channels_last: Annotated[
+        bool,
+        option("Compute convolutions with the channels in the last axis of memory: faster for most convolutional "
+               "networks; changes last digits."),
+    ] = False  # fmt: skip
+    compile: Annotated[
+        bool,
+        option("Compile each model with `torch.compile`, which takes from seconds to minutes for each and needs a C++ "
+               "compiler: faster for many samples; changes last digits."),
+    ] = False  # fmt: skip
     dtype: Annotated[DType, option("Type in which activations are stored.")] = "float32"
     axes_file: Annotated[
         Text | None,

@@ -196,7 +196,7 @@ def _plan_groups(
         samples = choose_samples(source, limit=data.limit, skip_bad=data.skip_bad, progress=advance, me=me, check=check)
     how = choose_stream(
         samples, readout=options.readout, batch_size=options.batch_size, workers=options.workers,
-        device=options.device, amp=options.amp,
+        device=options.device, amp=options.amp, channels_last=options.channels_last, compile=options.compile,
     )  # fmt: skip
     for name, why in samples.skipped.items():
         yield Note(f"skipped {name}: {why}")
@@ -426,6 +426,8 @@ class ExtractKeywords(Choices, total=False):
     together: int
     device: str
     amp: bool
+    channels_last: bool
+    compile: bool
     dtype: DType
     axes_file: str | os.PathLike[str] | None
     overwrite: bool

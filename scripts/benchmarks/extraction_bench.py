@@ -136,6 +136,7 @@ def add_rows(result_table: Table, results: dict[str, list[Result]]) -> None:
             f"{median(runs, 'steady'):,.1f}",
             f"{median(runs, 'whole'):,.1f}",
             f"{median(runs, 'cpu') * 1e3:.2f}",
+            f"{median(runs, 'system') * 1e3:.2f}",
             written,
             *relative,
         )
@@ -154,6 +155,9 @@ def add_rows(result_table: Table, results: dict[str, list[Result]]) -> None:
 @click.option("--device", default="cuda" if torch.cuda.is_available() else "cpu", show_default=True)
 @click.option("--amp/--no-amp", default=None, help="Half precision.  [default: on cuda only]")
 @click.option("--peer-python", help="Python of a separate environment with thingsvision.")
+@click.option(
+    "--variants", default="", help="Options of further runs of repsim: small-pages, channels-last, compile, A+B, ..."
+)
 @click.option("--texts", type=click.IntRange(0), default=3000, show_default=True, help="Texts per run; 0: none.")
 def extract(  # noqa: PLR0917 - click passes by name
     models: str,
@@ -166,6 +170,7 @@ def extract(  # noqa: PLR0917 - click passes by name
     device: str,
     amp: bool | None,
     peer_python: str | None,
+    variants: str,
     texts: int,
 ) -> None:
     """Measure the images per second of `repsim extract` (all blocks, mean), a bare forward loop and the machine limits.
@@ -181,17 +186,27 @@ def extract(  # noqa: PLR0917 - click passes by name
     scripts/bench extract --models resnet18 --images 128 --rounds 1  a quick test
     scripts/bench extract --peer-python ~/tv/bin/python              with thingsvision and its own bare loop
     scripts/bench extract --models ''                                texts only
+    scripts/bench extract --texts 0 --variants small-pages,channels-last,compile
+                                                                     the cost of page faults, and two options
     """
     cuda = device.startswith("cuda")
     batch_size = batch_size or (256 if cuda else 32)
     amp = cuda if amp is None else amp
-    contenders = {"bare": ("bare", sys.executable), "repsim": ("repsim", sys.executable)}
+    contenders: dict[str, tuple[str, str, dict[str, bool]]] = {
+        "bare": ("bare", sys.executable, {}),
+        "repsim": ("repsim", sys.executable, {}),
+    }
+    for variant in filter(None, variants.split(",")):
+        options = {"small-pages": {"huge_pages": False}}.get(variant) or {
+            name.replace("-", "_"): True for name in variant.split("+")
+        }
+        contenders[f"repsim, {variant}"] = ("repsim", sys.executable, options)
     if peer_python:
-        contenders |= {"bare (peer)": ("bare", peer_python), "thingsvision": ("thingsvision", peer_python)}
+        contenders |= {"bare (peer)": ("bare", peer_python, {}), "thingsvision": ("thingsvision", peer_python, {})}
     result_table = table(
         f"batch {batch_size}, {device}{', half precision' if amp else ''}, {threads} threads, {workers} workers, "
         f"medians of {rounds}; images: {data or 'generated, 500 x 375 JPEG'}",
-        *("images/s", "total images/s", "CPU ms/image", "MB written", "of bare loop", "total"),
+        *("images/s", "total images/s", "CPU ms/image", "system ms/image", "MB written", "of bare loop", "total"),
     )
     with workplace(data) as (folder, pictures):
         for model in filter(None, models.split(",")):
@@ -208,8 +223,8 @@ def extract(  # noqa: PLR0917 - click passes by name
             for turn in range(rounds):
                 results["limits"].append(run(sys.executable, threads, contender="limits", **settings))
                 for name in list(contenders)[:: -1 if turn % 2 else 1]:  # no program always runs first
-                    contender, python = contenders[name]
-                    results[name].append(run(python, threads, contender=contender, **settings))
+                    contender, python, options = contenders[name]
+                    results[name].append(run(python, threads, contender=contender, **settings, **options))
             result_table.add_row(f"{model}, {n:,} images")
             add_rows(result_table, results)
     if models:
@@ -234,7 +249,7 @@ def memory(model: str, images: str, workers: int, threads: int) -> None:
     """
     counts = [int(count) for count in images.split(",")]
     title = f"Peak memory, {model}, {workers} workers, {threads} threads, batch 32"
-    result_table = table(title, "MiB", "MiB per worker", "MB written")
+    result_table = table(title, "MiB", "MiB per worker", "page faults per image", "MB written")
     results = []
     with workplace(None) as (folder, pictures):
         for count in counts:
@@ -246,6 +261,7 @@ def memory(model: str, images: str, workers: int, threads: int) -> None:
                 f"{count:,} images",
                 f"{result['mib']:.0f}",
                 f"{result['worker_mib']:.0f}",
+                f"{result['faults'] / count:,.0f}",
                 f"{result['bytes'] / 1e6:.1f}",
             )
     first, last = results[0], results[-1]

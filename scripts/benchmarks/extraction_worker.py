@@ -40,6 +40,10 @@ class Settings:
     workers: int = 2
     device: str = "cpu"
     amp: bool = False
+    channels_last: bool = False
+    compile: bool = False
+    huge_pages: bool = True
+    """Whether torch requests huge pages, and the C library keeps freed blocks, as on the command line of repsim."""
 
 
 class Pictures(Dataset[Tensor]):
@@ -58,15 +62,15 @@ class Pictures(Dataset[Tensor]):
 
 
 class Clock:
-    """Wall time and CPU time of this process (all threads) at the start of every batch."""
+    """Wall time, CPU time and system time of this process (all threads) at the start of every batch."""
 
     def __init__(self) -> None:
-        self.marks: list[tuple[float, float]] = []
+        self.marks: list[tuple[float, float, float]] = []
         self.start = self.now()
 
     @staticmethod
-    def now() -> tuple[float, float]:
-        return time.perf_counter(), time.process_time()
+    def now() -> tuple[float, float, float]:
+        return time.perf_counter(), time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_stime
 
     def mark(self, *_: Any) -> None:
         self.marks.append(self.now())
@@ -75,20 +79,22 @@ class Clock:
         model.register_forward_pre_hook(self.mark)
 
     def result(self, images: int, done: int, mark: int = 1) -> dict[str, Any]:
-        """Return images per second in the steady state and in total, and CPU seconds per image in the steady state.
+        """Return images per second in the steady state and in total, and CPU and system seconds per image in the steady
+        state.
 
         The steady state begins at the given mark, when ``done`` images were finished, and ends now.
         """
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-        wall, cpu = self.now()
+        wall, cpu, system = self.now()
         if images <= done:
             sys.exit(f"{images} images are too few: the measurement begins after the first {done}")
-        since, cpu_since = self.marks[mark]
+        since, cpu_since, system_since = self.marks[mark]
         return {
             "steady": (images - done) / (wall - since),
             "whole": images / (wall - self.start[0]),
             "cpu": (cpu - cpu_since) / (images - done),
+            "system": (system - system_since) / (images - done),
         }
 
 
@@ -137,6 +143,8 @@ def repsim(settings: Settings) -> dict[str, Any]:
         workers=settings.workers,
         device=settings.device,
         amp=settings.amp,
+        channels_last=settings.channels_last,
+        compile=settings.compile,
     )
     extractor = TimmExtractor(settings.model, weights="random")
     clock.watch(extractor.model)
@@ -216,7 +224,10 @@ CONTENDERS = {"bare": bare, "repsim": repsim, "thingsvision": thingsvision, "lim
 
 if __name__ == "__main__":
     run_settings = Settings(**json.loads(sys.argv[1]))
+    # before the first tensor; the bare loop runs as a user would run it
+    os.environ["THP_MEM_ALLOC_ENABLE"] = str(int(run_settings.huge_pages and run_settings.contender == "repsim"))
     measured = CONTENDERS[run_settings.contender](run_settings)
+    measured["faults"] = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     measured["mib"] = peak_mib()
     measured["worker_mib"] = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
     print(json.dumps(measured))
