@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float64
+from jaxtyping import Float, Float64
 from torch import Tensor
 from typing_extensions import override
 
@@ -45,7 +45,11 @@ class CubicMoments:
 
 
 def cubic_moments(
-    layers: Sequence[Gram], cubes: Float64[np.ndarray, " layers"] | None = None, *, progress: Progress | None = None
+    layers: Sequence[Gram],
+    cubes: Float64[np.ndarray, " layers"] | None = None,
+    row_squares: Float64[np.ndarray, "n layers"] | None = None,
+    *,
+    progress: Progress | None = None,
 ) -> list[CubicMoments]:
     """Compute ||A||^2, tr(A^3) and sum_ij A_ij^3 of every layer, where A is its U-centred Gram matrix.
 
@@ -66,7 +70,9 @@ def cubic_moments(
     layers : sequence of Gram
         Factors of `CKA` over the same n samples.
     cubes : array of shape (layers,), optional
-        sum_ij A_ij^3 of each layer, if already computed (`LeaveOneOut.cubes`).
+        sum_ij A_ij^3 of each layer, if already computed (`repsim.engine.sample_sums`).
+    row_squares : array of shape (n, layers), optional
+        sum_j A_ij^2 of each layer, if already computed. Then the only product is Z'Z, in the dtype of the layer.
     progress : callable, optional
         Called with the number of steps done and the total number of steps.
 
@@ -101,8 +107,9 @@ def cubic_moments(
             cubes += part
             step()
     moments = []
-    for layer, cube, noise in zip(layers, cubes, sweep.noise, strict=True):
-        norm2, triangles = (_is_narrow(layer) and _from_features(layer)) or _from_gram_matrix(layer)
+    for k, (layer, cube, noise) in enumerate(zip(layers, cubes, sweep.noise, strict=True)):
+        rows = None if row_squares is None else torch.from_numpy(np.ascontiguousarray(row_squares[:, k]))
+        norm2, triangles = (_is_narrow(layer) and _from_features(layer, rows)) or _from_gram_matrix(layer)
         sums = (norm2, triangles, float(cube)) if norm2 > noise else (math.nan,) * 3
         moments.append(CubicMoments(layer.n, *sums))
         step()
@@ -130,17 +137,19 @@ def _is_narrow(layer: Gram) -> bool:
     return layer.kernel == "linear" and layer.p + 2 < layer.n
 
 
-def _from_features(layer: Gram) -> tuple[float, float] | None:
+def _from_features(layer: Gram, row_squares: Float64[Tensor, " n"] | None = None) -> tuple[float, float] | None:
     """Return ||A||^2 and tr(A^3) of a layer with fewer features than samples, without A; None if they cancel."""
     place = float64_device(layer.device)
     m = layer.offsets(unbiased=True).flatten().to(place)
     d = 2 * m - layer.squared_norms.to(place)
+    exact = row_squares is None or layer.p < tuning.current().narrow  # few features: rounding errors do not average out
 
-    def factor(i: slice) -> Float64[Tensor, "rows p_and_2"]:
-        x = layer.rows(i).to(place, torch.float64)
-        return torch.cat([x, m[i, None], torch.ones_like(m[i, None])], 1)
+    def factor(i: slice) -> Float[Tensor, "rows p_and_2"]:
+        x = layer.rows(i)
+        x = x.to(place, torch.float64) if exact else x
+        return torch.cat([x, m[i, None].to(x), torch.ones_like(x[:, :1])], 1)
 
-    def times_S(z: Float64[Tensor, "rows p_and_2"]) -> Float64[Tensor, "rows p_and_2"]:  # noqa: N802
+    def times_S(z: Float[Tensor, "rows p_and_2"]) -> Float[Tensor, "rows p_and_2"]:  # noqa: N802
         """Return Z S."""
         return torch.cat([z[:, :-2], -z[:, -1:], -z[:, -2:-1]], 1)
 
@@ -148,11 +157,14 @@ def _from_features(layer: Gram) -> tuple[float, float] | None:
     G = torch.zeros(layer.p + 2, layer.p + 2, dtype=torch.float64, device=place)
     for i in runs:
         z = factor(i)
-        G.addmm_(z.T, z)
-    q = torch.empty_like(m)
-    for i in runs:
-        z = times_S(factor(i))
-        q[i] = torch.linalg.vecdot(z @ G, z)
+        G.addmm_(z.T, z) if exact else G.add_((z.T @ z).to(place))
+    if row_squares is None:
+        q = torch.empty_like(m)
+        for i in runs:
+            z = times_S(factor(i))
+            q[i] = torch.linalg.vecdot(z @ G, z)
+    else:
+        q = row_squares.to(place) + d.square()
     GS = times_S(G)
     norm2 = float((q - d.square()).sum())
     triangles = ((GS @ GS) * GS.T).sum() + 3 * (d @ q) - 2 * d.pow(3).sum()

@@ -250,17 +250,33 @@ class SampleSums(GramSweep):
         assert self._numbers is not None, "set together with the classes"
         samples, numbers = self._order[i].to(self._place), self._numbers[i].to(self.device)
         offsets, of_classes = self._offsets64[:, samples], self._class_offsets()
-        tables, own = [], []
+        tables, own, members = [], [], self._members[:, samples].to(self.device)
         for k, x in enumerate(features):
             means, shifts = self._means[k], of_classes[k].to(self.device, self.dtype)
             G = x @ means[0].T - offsets[k, :, None].to(x) - shifts[0]
             M = (means[0] @ means[0].T) - shifts[0] - shifts[0][:, None]
             tables.append((G - M[numbers] / 2).contiguous())
-            matching = torch.stack([torch.linalg.vecdot(mean[numbers], x) for mean in means])
-            matching -= offsets[k].to(x) + shifts[:, numbers]
-            diagonal = means.square().sum(2) - 2 * shifts
-            own.append(matching - diagonal[:, numbers] / 2)
+            own.append(self._own_class(x, means, offsets[k].to(x), shifts, numbers, members))
         return _Panel(features, tables, [H.T.contiguous() for H in tables], torch.stack(own))
+
+    def _own_class(
+        self,
+        x: Float[Tensor, "samples p"],
+        means: Float[Tensor, "subsets classes p"],
+        offsets: Float[Tensor, " samples"],
+        shifts: Float[Tensor, "subsets classes"],
+        numbers: Int64[Tensor, " samples"],
+        members: Bool[Tensor, "subsets samples"],
+    ) -> Float[Tensor, "subsets samples"]:
+        """Return H of each sample's own class, in the subsets that have the sample; 0 in others."""
+        diagonal = means.square().sum(2) - 2 * shifts
+        own = x.new_zeros(members.shape)
+        for s, member in enumerate(members):
+            inside = member.nonzero()[:, 0]
+            c = numbers[inside]
+            matching = torch.linalg.vecdot(means[s][c], x[inside]) - offsets[inside] - shifts[s][c]
+            own[s, inside] = matching - diagonal[s][c] / 2
+        return own
 
     @override
     def _part(self, left: slice, right: slice, x: Any, y: Any, shifts: list[Tensor]) -> Sums:
@@ -399,14 +415,20 @@ class SampleSums(GramSweep):
             W = diagonal[:, inside] - 2 * x.own_class[:, s, inside.to(self.device)].to(self._place, torch.float64)
             self._add_products("same class", s, W, 1)
             classes = sizes.shape[1]
-            for run in cut(len(inside), max(1, 2**24 // (classes * len(self.layers)))):
+            for run in cut(len(inside), max(1, 2**22 // (classes * len(self.layers)))):
                 rows = inside[run]
-                G = torch.stack([
-                    (features[rows.to(self.device)] @ self._means[k][s].T).to(self._place, torch.float64)
-                    - self._offsets64[k, samples[rows], None] - of_classes[k, s]
-                    for k, features in enumerate(x.features)
-                ])  # fmt: skip
-                self._add_products("class means", s, (G * sizes[s].sqrt()).flatten(1), 1)
+                place, roots = rows.to(self.device), sizes[s].sqrt().to(self.device, self.dtype)
+                G = torch.empty(len(self.layers), len(rows), classes, dtype=self.dtype, device=self.device)
+                for k, features in enumerate(x.features):
+                    torch.mm(features[place], self._means[k][s].T, out=G[k]) if features.dtype == self.dtype else G[
+                        k
+                    ].copy_(features[place] @ self._means[k][s].T)
+                    shifts = self._offsets64[k, samples[rows]].to(G), of_classes[k, s].to(G)
+                    G[k].sub_(shifts[0][:, None]).sub_(shifts[1]).mul_(roots)
+                by_row = G.transpose(0, 1)
+                pairs = by_row[:, : self.height] @ by_row[:, self.first :].mT
+                self._sums["class means"][s] += self._whole(pairs).sum(0)
+                self._sums["own class means"][s] += self._whole(torch.linalg.vecdot(by_row, by_row)).sum(0)
 
     # What follows from the sums
 
@@ -453,14 +475,20 @@ class SampleSums(GramSweep):
     def _row_sums(self, s: int) -> Float64[Tensor, "layers members"]:
         """Return a_i = sum_j A_ij over the other samples of a subset, for its samples."""
         inside = self._members[s].nonzero()[:, 0]
-        weights = torch.from_numpy(self._with_all[s]).to(self._place, torch.float64)
-        rows = []
+        o = self._offsets64[:, inside]
+        squared = torch.stack([layer.squared_norms.to(self._place)[inside] for layer in self.layers])
+        return self._sums_of_products[:, s, inside] - squared - (len(inside) - 2) * o - o.sum(1, keepdim=True)
+
+    @functools.cached_property
+    def _sums_of_products(self) -> Float64[Tensor, "layers subsets n"]:
+        """sum_j x_i'x_j over the samples j of all samples, and of each subset, in one pass over every layer."""
+        weights = torch.from_numpy(self._with_all).to(self._place, torch.float64)
+        sums = torch.empty(len(self.layers), len(weights), self._n, dtype=torch.float64, device=self._place)
         for k, layer in enumerate(self.layers):
-            total = torch.einsum("k,kcp->p", weights, self._cell_sums[k])
-            products = torch.cat([layer.features[i].to(total) @ total for i in pieces(layer.features)])[inside]
-            o = self._offsets64[k, inside]
-            rows.append(products - layer.squared_norms.to(self._place)[inside] - (len(inside) - 2) * o - o.sum())
-        return torch.stack(rows)
+            total = torch.einsum("sk,kcp->ps", weights, self._cell_sums[k]).to(self.device, layer.dtype)
+            for i in pieces(layer.features):
+                sums[k, :, i] = (layer.features[i] @ total).T.to(sums)
+        return sums
 
     def within(self, s: int) -> Products:
         """Return inner products within classes over all samples (0), or over a subset (from 1), per degree of freedom.
@@ -498,6 +526,13 @@ class SampleSums(GramSweep):
             pairs += M[: self.height] @ M[self.first :].T
             own += torch.linalg.vecdot(M, M)
         return pairs.cpu().numpy(), own.cpu().numpy()
+
+    @property
+    def row_squares(self) -> Float64[np.ndarray, "n layers"]:
+        """sum_j A_ij^2 of every layer, for each sample."""
+        place = self._place_of.to(self._place)
+        own = self._sums["samples"].diagonal(dim1=1, dim2=2) if self.square else self._sums["own of samples"]
+        return np.asarray(own[place].cpu().numpy() * self._unit)
 
     @property
     def cubes(self) -> Float64[np.ndarray, " layers"]:

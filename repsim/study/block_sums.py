@@ -98,6 +98,11 @@ class BlockSums(ABC):
     def cubes(self) -> Float64[np.ndarray, " layers"] | None:
         """sum_ij A_ij^3 of these layers; None if it is not known."""
 
+    @property
+    @abstractmethod
+    def row_squares(self) -> Float64[np.ndarray, "n layers"] | None:
+        """sum_j A_ij^2 of these layers, for each sample; None if it is not known."""
+
     @abstractmethod
     def halves(self) -> Iterator[tuple[Similarities, Similarities]]:
         """Yield the similarities on both halves, for each division of the samples."""
@@ -157,6 +162,11 @@ class IndependentSums(BlockSums):
     def cubes(self) -> Float64[np.ndarray, " layers"] | None:
         """sum_ij A_ij^3 of the layers of the block."""
         return self._sums.cubes if self._cubes else None
+
+    @property
+    def row_squares(self) -> Float64[np.ndarray, "n layers"] | None:
+        """sum_j A_ij^2 of the layers of the block, for each sample."""
+        return self._sums.row_squares if self._cubes else None
 
     def halves(self) -> Iterator[tuple[Similarities, Similarities]]:
         """Yield the similarities on both halves, for each division of the samples."""
@@ -240,6 +250,11 @@ class GroupedSums(BlockSums):
     @property
     def cubes(self) -> None:
         """None: third moments are those of permutations of single samples."""
+        return None
+
+    @property
+    def row_squares(self) -> None:
+        """None, for the same reason."""
         return None
 
     def halves(self) -> Iterator[tuple[Similarities, Similarities]]:

@@ -62,6 +62,8 @@ class Estimates:
     """||A||^2 of the Gram matrices of all layers and controls."""
     cubes: Float64[np.ndarray, " L"] | None
     """Sums of cubes of the Gram matrices, from which third moments follow; None if samples are in groups."""
+    row_squares: Float64[np.ndarray, "n L"] | None
+    """Sums of squares of the rows of the Gram matrices; None if samples are in groups."""
 
     @property
     def units(self) -> int:
@@ -82,6 +84,8 @@ class BlockEstimates:
     squares: Float64[np.ndarray, " layers"]
     cubes: Float64[np.ndarray, " layers"]
     """NaN if they are not known."""
+    row_squares: Float64[np.ndarray, "samples layers"]
+    """sum_j A_ij^2 for each sample; of no samples if they are not known."""
     maps: Float64[np.ndarray, " weights"]
     """Maps of layers of all pairs and kinds, in both directions: from halves, and then on all samples."""
     of_all: Float64[np.ndarray, " parts"]
@@ -202,9 +206,10 @@ class _Work:
             by_split[:, place[key]] = splits[:, column]
         without, errors = _without_each(indices, every, sums.without, self.kernels.units, me)
         cubes = np.full(len(sums.squares), np.nan) if sums.cubes is None else sums.cubes
-        own = self._own(every)
+        own, rows = self._own(every), sums.row_squares
+        rows = np.zeros((0, len(sums.squares))) if rows is None else rows
         return BlockEstimates(
-            every.values, own, sums.squares, cubes, self.flat_maps(maps, best), of_all, by_split, without, errors
+            every.values, own, sums.squares, cubes, rows, self.flat_maps(maps, best), of_all, by_split, without, errors
         )
 
     def _own(self, every: Similarities) -> Float64[np.ndarray, "kinds layers"]:
@@ -355,6 +360,7 @@ def _assembled(
     size, kinds = len(kernels.names), 1 + (kernels.classes is not None)
     matrices = np.full((kinds, size, size), np.nan)
     squares, cubes = np.full(size, np.nan), np.full(size, np.nan)
+    rows_of_all = np.zeros((0 if kernels.groups is not None else kernels.n, size))
     maps: list[dict[tuple[str, str], LayerMaps]] = [{}, {}]
     for work, block in zip(works, blocks, strict=True):
         rows, columns, layers = work.sides.rows, work.sides.columns, work.sides.layers
@@ -368,6 +374,8 @@ def _assembled(
         squares[layers[new]] = block.squares[new]
         if work.block.diagonal:
             cubes[layers] = block.cubes
+            if len(block.row_squares):
+                rows_of_all[:, layers] = block.row_squares
         for whole, of_block in zip(maps, work.maps(block.maps), strict=True):
             whole.update(of_block)
     indices = Indices(design, kernels.positions, size, *maps, classes=kernels.classes is not None)
@@ -402,8 +410,10 @@ def _assembled(
     errors = {kind: values[np.ix_(layers, layers)] for kind, values in errors.items()}
     theta = _corrected(indices, of_all[0], splits, changes)
     null_variances = kernels.null_variances(layers.tolist(), seed)
-    of_cubes = None if kernels.groups is not None else cubes
-    return Estimates(matrices, indices, theta, of_all[0], splits, changes, errors, null_variances, squares, of_cubes)
+    of_cubes, of_rows = (None, None) if kernels.groups is not None else (cubes, rows_of_all)
+    return Estimates(
+        matrices, indices, theta, of_all[0], splits, changes, errors, null_variances, squares, of_cubes, of_rows
+    )
 
 
 def _corrected(

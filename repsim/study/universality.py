@@ -347,8 +347,9 @@ def _collect_evidence(
     indices = estimates.indices
     trained = np.concatenate([all_kernels.positions[member.name] for member in study.trained])
     cubic: tuple[CubicMoments, ...] = ()
-    if estimates.cubes is not None:
-        cubic = tuple(cubic_moments([all_kernels.grams[k] for k in trained], estimates.cubes[trained]))
+    if estimates.cubes is not None and estimates.row_squares is not None:
+        sums = estimates.cubes[trained], estimates.row_squares[:, trained]
+        cubic = tuple(cubic_moments([all_kernels.grams[k] for k in trained], *sums))
     dimensions = {
         all_kernels.names[k]: effective_dimension(all_kernels.grams[k], float(estimates.squares[k]))
         for k in indices.layers.tolist()
