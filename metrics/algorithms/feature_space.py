@@ -16,6 +16,7 @@ from repsim.metrics.algorithms.threads import map_in_threads
 from repsim.metrics.recipes.rows import cut, float64_device, prefetch
 from repsim.runtime import tuning
 
+
 @runtime_checkable
 class MomentMeasure(SummedMeasure, Protocol):
     """Measure that the algorithm in feature space supports."""

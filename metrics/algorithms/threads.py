@@ -15,8 +15,8 @@ T = TypeVar("T")
 def map_in_threads(function: Callable[..., T], *items: Sequence[Any]) -> list[T]:
     """Call the function on all items in threads, as many at a time as torch uses, each with a single torch thread.
 
-    The work on one pair, such as the decomposition of a small matrix, gains little from several threads. Items should
-    be sorted such that the longest work comes first; results are in the order of the items.
+    The work on one pair, such as the decomposition of a small matrix, gains little from several threads. Results are in
+    the order of the items.
     """
     threads = torch.get_num_threads()
     if threads == 1:
