@@ -1,7 +1,7 @@
 """Best one-to-one partners, and best transport plans, between the units of two layers."""
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,6 +15,8 @@ from repsim.runtime import tuning
 
 _OPTIMAL = 1e-12
 """Share of the largest gain, a unit of mass, by which another plan may be better: rounding errors of the potentials."""
+_NEARLY = 0.5
+"""Share of the largest increase by which pairs may miss it, and are added, too: saves half of the rounds."""
 _PIVOTS = 10**9
 """Limit for the steps of the network simplex method, never reached."""
 
@@ -46,7 +48,8 @@ def best_transport(gains: Float[Tensor, "p q"]) -> Transport:
 
     The solver works with integer masses, so that no flow is lost to rounding. Of a large matrix only the best partners
     of every unit are considered first. The dual potentials of this plan show whether a pair of other units would
-    increase the profit. Such pairs are added until there are none, so the plan is optimal among all.
+    increase the sum. Such pairs, and those that nearly would, are added until there are none, so the plan is optimal
+    among all.
     """
     import ot  # noqa: PLC0415 - takes seconds to import
     from scipy.sparse import coo_matrix  # noqa: PLC0415 - takes long to import
@@ -55,23 +58,41 @@ def best_transport(gains: Float[Tensor, "p q"]) -> Transport:
     p, q = gains.shape
     total = math.lcm(p, q)
     weights = np.full(p, total / p), np.full(q, total / q)
-    tolerance = _OPTIMAL * float(gains.abs().max())
-    costs: NDArray[np.float64] = -gains.contiguous().to(torch.float64).numpy()
-    if p * q < tuning.current().transport_sparse_from:
+    in_float64 = gains.to(torch.float64, copy=True, memory_format=torch.contiguous_format)
+    costs: NDArray[np.float64] = (in_float64.neg_().add_(gains.max())).numpy()  # the solver expects costs of 0 or more
+    plan = None
+    if p * q >= tuning.current().transport_sparse_from:
+        plan = _on_candidates(costs, weights, _candidates(gains), _OPTIMAL * float(gains.abs().max()))
+    if plan is None:
         plan = coo_matrix(ot.emd(*weights, costs, numItermax=_PIVOTS))
-    else:
-        allowed = _candidates(gains)
-        while True:
-            i, j = (k.numpy() for k in allowed.nonzero(as_tuple=True))
-            arcs = coo_matrix((costs[i, j], (i, j)), shape=(p, q))
-            plan, log = ot.emd(*weights, arcs, numItermax=_PIVOTS, log=True)
-            better = torch.from_numpy(costs - log["u"][:, None] - log["v"] < -tolerance) & ~allowed
-            if not better.any():
-                break
-            allowed |= better
     entries = plan.row, plan.col, plan.data / total
     i, j, mass = (torch.from_numpy(np.ascontiguousarray(numbers)).to(place) for numbers in entries)
     return Transport(i.long(), j.long(), mass)
+
+
+def _on_candidates(
+    costs: NDArray[np.float64],
+    weights: tuple[NDArray[np.float64], NDArray[np.float64]],
+    allowed: Bool[Tensor, "p q"],
+    tolerance: float,
+) -> Any:
+    """Return the best plan as a sparse matrix; None if rounding errors prevent the certificate that it is the best."""
+    import ot  # noqa: PLC0415 - takes seconds to import
+    from scipy.sparse import coo_matrix  # noqa: PLC0415 - takes long to import
+
+    while True:
+        i, j = (k.numpy() for k in allowed.nonzero(as_tuple=True))
+        arcs = coo_matrix((costs[i, j], (i, j)), shape=costs.shape)
+        plan, log = ot.emd(*weights, arcs, numItermax=_PIVOTS, log=True)
+        reduced = costs - log["u"][:, None]
+        reduced -= log["v"]
+        worst = float(reduced.min())
+        if worst >= -tolerance:
+            return plan
+        nearly = torch.from_numpy(reduced < -_NEARLY * worst)
+        if not bool((nearly & ~allowed).any()):
+            return None
+        allowed |= nearly
 
 
 def _candidates(gains: Float[Tensor, "p q"]) -> Bool[Tensor, "p q"]:

@@ -101,7 +101,7 @@ class Tuning:
     # Matching of units
     transport_partners: int = 8
     """Partners of each unit that a transport plan considers first."""
-    transport_sparse_from: int = 2**14
+    transport_sparse_from: int = 2**18
     """Pairs of units from which a transport plan does not consider all of them at once."""
 
     # Topology
