@@ -332,8 +332,8 @@ class SoftMatching(MatchingMetric):
     -----
     The distance of the paper, d^2 = min_T sum_ij T_ij ||x_i - y_j||^2, is d = sqrt(2 - 2 x this value) for tuning
     curves that are centred and of norm 1: a metric. If p = q, some best T is a permutation (Birkhoff), and the value is
-    the hard correlation. The plan is exact, and the network simplex method of POT takes one or two seconds for
-    2,048 x 2,000 units.
+    the hard correlation. The plan is exact: the network simplex method of POT solves for the best partners of each
+    unit, and potentials certify the plan. It takes about a third of a second for 2,048 x 2,000 units.
 
     References
     ----------
