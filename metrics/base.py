@@ -6,6 +6,7 @@ layers run for many pairs at once, by one of three algorithms. Each algorithm ha
 """
 
 import dataclasses
+import itertools
 import math
 import warnings
 from abc import ABC, abstractmethod
@@ -23,6 +24,7 @@ from repsim.errors import InvalidInputError, UndefinedValueError, UnreliableValu
 from repsim.labels import Form
 from repsim.metrics.algorithms.cross import Cross
 from repsim.metrics.algorithms.in_memory import Algorithm, compare_in_memory
+from repsim.metrics.algorithms.threads import map_in_threads
 from repsim.metrics.recipes.base import DifferentiableRecipe, Factor, FunctionRecipe, Recipe
 from repsim.metrics.recipes.cost import Cost
 from repsim.metrics.samples import Array, as_samples
@@ -386,15 +388,20 @@ class PairMetric(Metric[F]):
         return "no reason given"
 
     def block(self, rows: Sequence[F], columns: Sequence[F]) -> Float64[np.ndarray, "rows columns"]:
-        """Compare all pairs, one after the other; override it if many pairs are cheaper together."""
-        values = np.full((len(rows), len(columns)), np.nan)
-        for i, a in enumerate(rows):
-            for j, b in enumerate(columns):
-                try:
-                    values[i, j] = self.pair(a, b)
-                except UndefinedValueError:
-                    continue  # stays NaN; `reason` gives the reason
-        return values
+        """Compare all pairs, several at a time in threads; override it if many pairs are cheaper together."""
+
+        def value(a: F, b: F) -> float:
+            try:
+                return self.pair(a, b)
+            except UndefinedValueError:
+                return math.nan  # `reason` gives the reason
+
+        pairs = list(itertools.product(rows, columns))
+        if len(pairs) < 2:  # all threads work on it together
+            values = [value(*pair) for pair in pairs]
+        else:
+            values = map_in_threads(value, *zip(*pairs, strict=True))
+        return np.array(values, dtype=np.float64).reshape(len(rows), len(columns))
 
     def with_gradient(self, x: Float[Tensor, "n p"], y: Float[Tensor, "n q"]) -> Tensor:
         """Compute `value` on layers that the recipe prepares with operations that autograd supports."""

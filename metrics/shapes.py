@@ -40,7 +40,7 @@ def misfit(cross: Cross[Subspace]) -> Float64[Tensor, ""]:
         return torch.zeros((), dtype=torch.float64)
     s, t = a.shares.sqrt(), b.shares.sqrt()
     product = s[:, None] * cross.product * t
-    gap: Tensor = 1 - singular_values(product, exact=exact(a, b)).sum()
+    gap: Tensor = 1 - singular_values(product, exact=exact(a, b), subtracted_from=1.0).sum()
     if gap >= (_CLOSE if exact(a, b) else _CLOSE_FLOAT32):
         return gap
     place = float64_device(a.device)

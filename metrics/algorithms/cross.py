@@ -4,7 +4,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
+import torch
 from torch import Tensor
+
+from repsim.metrics.recipes.rows import float64_device
 
 T = TypeVar("T")
 F = TypeVar("F")
@@ -16,8 +19,8 @@ class Cross(Generic[F]):
 
     a: F
     b: F
-    product: Tensor
-    """Cross-moments X'Y, shape (p, q)."""
+    moments: Tensor
+    """Cross-moments X'Y, shape (p, q), in the dtype in which they were computed."""
     _cache: dict[Callable[["Cross[F]"], Any], Any] = field(default_factory=dict, repr=False)
 
     def once(self, compute: Callable[["Cross[F]"], T]) -> T:
@@ -27,6 +30,20 @@ class Cross(Generic[F]):
         return self._cache[compute]  # type: ignore[no-any-return]
 
     @property
+    def product(self) -> Tensor:
+        """Cross-moments in float64."""
+        return self.once(_product)
+
+    @property
     def swapped(self) -> "Cross[F]":
         """The same pair with the layers exchanged."""
-        return Cross(self.b, self.a, self.product.T)
+        return Cross(self.b, self.a, self.moments.T)
+
+
+def in_float64(values: Tensor) -> Tensor:
+    """Return the values in float64, on a device that supports it."""
+    return values.to(float64_device(values.device), torch.float64)
+
+
+def _product(cross: Cross[Any]) -> Tensor:
+    return in_float64(cross.moments)

@@ -1,10 +1,8 @@
 """Comparison in feature space: cross-moments X'Y of all pairs of layers, summed over runs of samples."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -14,10 +12,9 @@ from typing_extensions import override
 
 from repsim.metrics.algorithms.cross import Cross
 from repsim.metrics.algorithms.sweep import SummedMeasure, SummedSweep, Sums
+from repsim.metrics.algorithms.threads import map_in_threads
 from repsim.metrics.recipes.rows import cut, float64_device, prefetch
 from repsim.runtime import tuning
-
-T = TypeVar("T")
 
 
 @runtime_checkable
@@ -76,8 +73,7 @@ class MomentSweep(SummedSweep[MomentMeasure]):
         for unit in units:
             pairs = self._units[unit]
             part = np.zeros((len(self.measures), self.size // len(self.measures)))
-            values = _map_in_threads(self._compare, pairs, self._moments(pairs))
-            for (u, v), both in zip(pairs, values, strict=True):
+            for (u, v), both in zip(pairs, self._all_values(pairs), strict=True):
                 for sums, (forward, backward) in zip(part, both, strict=True):
                     products = sums[: self.height * self.width].reshape(self.height, self.width)
                     if u == v:
@@ -95,10 +91,10 @@ class MomentSweep(SummedSweep[MomentMeasure]):
     def _wanted(self, u: int, v: int) -> bool:
         return u < self.height and v >= self.first
 
-    def _compare(self, pair: tuple[int, int], cross: Tensor) -> list[tuple[float, float]]:
+    def _compare(self, pair: tuple[int, int], moments: Tensor) -> list[tuple[float, float]]:
         """Return S_ab and S_ba of every measure; S_ba is computed only if it is needed and differs."""
         a, b = (self.layers[u] for u in pair)
-        forward = Cross(a, b, cross)
+        forward = Cross(a, b, moments)
         backward = forward.swapped
         both_ways = self._wanted(*pair[::-1]) and pair[0] != pair[1]
         values = []
@@ -107,46 +103,56 @@ class MomentSweep(SummedSweep[MomentMeasure]):
             values.append((value, float(measure.moment(backward)) if both_ways and not measure.symmetric else value))
         return values
 
-    def _moments(self, pairs: Sequence[tuple[int, int]]) -> list[Float64[Tensor, "p q"]]:
+    def _all_values(self, pairs: Sequence[tuple[int, int]]) -> list[list[tuple[float, float]]]:
+        """Compare all pairs in threads.
+
+        With layers in memory a thread also multiplies the layers of its pair, so that only the moments of a few pairs
+        are in memory, and all threads are busy all the time. Otherwise all moments are summed in one pass.
+        """
+        needed = {u for pair in pairs for u in pair}
+        alone = len(pairs) < torch.get_num_threads()  # then the threads multiply together
+        if alone or not all(self.layers[u].in_memory for u in needed):
+            return map_in_threads(self._compare, pairs, self._moments(pairs))
+        return map_in_threads(lambda pair: self._compare(pair, self._moments([pair])[0]), pairs)
+
+    def _moments(self, pairs: Sequence[tuple[int, int]]) -> list[Tensor]:
+        """Return X'Y of every pair: sums in float64, or the product itself if all samples make one run."""
         needed = sorted({u for pair in pairs for u in pair})
         layers = [self.layers[u] for u in needed]
         device = layers[0].device
         place = float64_device(device)
-        sums = [torch.zeros(self.layers[u].p, self.layers[v].p, dtype=torch.float64, device=place) for u, v in pairs]
         narrow = tuning.current().narrow
         in_float64 = {u: self.layers[u].p < narrow or self.layers[u].uneven for u in needed}
+        sums: list[Tensor | None] = [None] * len(pairs)
         runs = ([layer.rows(i) for layer in layers] for i in cut(layers[0].n, self.chunk))
         for run in runs if all(layer.in_memory for layer in layers) else prefetch(runs, device):
             x = {
                 u: rows.to(place, torch.float64) if in_float64[u] else rows for u, rows in zip(needed, run, strict=True)
             }
-            for (u, v), total in zip(pairs, sums, strict=True):
-                a, b = x[u], x[v]
-                if u != v:
-                    dtype = torch.promote_types(a.dtype, b.dtype)
-                    product_device = place if dtype == torch.float64 else device
-                    total.add_((a.to(product_device, dtype).T @ b.to(product_device, dtype)).to(place))
-                    continue
-                for start in range(0, total.shape[0], self._BLOCK):
-                    block = slice(start, start + self._BLOCK)
-                    total[block, start:].add_((a[:, block].T @ b[:, start:]).to(place))
-        for (u, v), total in zip(pairs, sums, strict=True):
-            if u == v:
-                total.triu_().add_(total.triu(1).T)
-        return sums
+            for k, (u, v) in enumerate(pairs):
+                product = self._squared(x[u]) if u == v else self._product(x[u], x[v], place)
+                total = sums[k]
+                if layers[0].n <= self.chunk:
+                    sums[k] = product
+                elif total is None:
+                    sums[k] = product.to(place, torch.float64)
+                else:
+                    total.add_(product.to(place))
+        return [total for total in sums if total is not None]
 
+    @staticmethod
+    def _product(a: Tensor, b: Tensor, place: torch.device) -> Tensor:
+        dtype = torch.promote_types(a.dtype, b.dtype)
+        device = place if dtype == torch.float64 else a.device
+        return a.to(device, dtype).T @ b.to(device, dtype)
 
-def _map_in_threads(function: Callable[..., T], *items: Sequence[Any]) -> list[T]:
-    """Call the function on all items in threads, as many at a time as torch uses, each with a single torch thread.
-
-    The work on one pair, such as the decomposition of a small matrix, gains little from several threads.
-    """
-    threads = torch.get_num_threads()
-    with ThreadPoolExecutor(threads, "repsim-pairs", initializer=partial(torch.set_num_threads, 1)) as pool:
-        futures = [pool.submit(tuning.in_context(function), *args) for args in zip(*items, strict=True)]
-        results = [future.result() for future in futures]
-    torch.set_num_threads(threads)
-    return results
+    def _squared(self, a: Tensor) -> Tensor:
+        """Return X'X; blocks below the diagonal are copies."""
+        total = a.new_empty(a.shape[1], a.shape[1])
+        for start in range(0, len(total), self._BLOCK):
+            block = slice(start, start + self._BLOCK)
+            torch.mm(a[:, block].T, a[:, start:], out=total[block, start:])
+        return total.triu_().add_(total.triu(1).T)
 
 
 def units_of_moments(

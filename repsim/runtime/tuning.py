@@ -98,6 +98,12 @@ class Tuning:
     permuted_pair: float = 4.0
     """Additional cost for each pair of layers."""
 
+    # Matching of units
+    transport_partners: int = 8
+    """Partners of each unit that a transport plan considers first."""
+    transport_sparse_from: int = 2**18
+    """Pairs of units from which a transport plan does not consider all of them at once."""
+
     # Topology
     heat_exact: int = 4096
     """Largest number of samples for which `imd` computes all eigenvalues, which takes a few seconds."""

@@ -18,7 +18,7 @@ WORKER = Path(__file__).with_name("metrics_worker.py")
 
 def run(contender: str, names: Sequence[str], *, python: str, threads: int, **settings: Any) -> Result:
     click.echo(f"  {contender} ...", err=True)
-    settings = {"contender": contender, "measures": list(names), **settings}
+    settings = {"contender": contender, "measures": list(names), "threads": threads, **settings}
     return run_in_fresh_process(WORKER, settings, python=python, threads=threads, label=contender)
 
 
@@ -31,12 +31,14 @@ def largest_difference(ours: Sequence[Sequence[float]], theirs: Mapping[str, flo
     return float(np.abs(values - np.array(list(theirs.values())))[finite].max()) / (largest or 1.0)
 
 
-def rows(results: Result, naive: Result, peers: Result | None) -> list[list[str]]:
+def rows(results: Result, floor: Result, naive: Result, peers: Result | None) -> list[list[str]]:
     """Return the cells of the table, one row per measure."""
     table_rows = []
     for name, ours in results["measures"].items():
         complete = bool(np.isfinite(ours["values"]).all())
+        least = floor["measures"][name]["seconds"]
         cells = [name, f"{'' if complete else '~'}{ours['seconds']:.2f}", f"{ours['preparing']:.2f}"]
+        cells += [f"{least:.2f}", f"{ours['seconds'] / least:.1f}"]
         for other in (naive["measures"].get(name), peers and peers["measures"].get(name)):
             if not other:
                 cells += ["", "", ""]
@@ -74,8 +76,13 @@ def metrics(
 
     repsim prepares every layer once and compares all pairs. The naive loop recomputes everything for every pair, with
     the same formula in numpy (scripts/benchmarks/naive_measures.py); so do the other packages. Both are stopped after
-    --limit seconds per measure. ~ marks a time that was scaled up from pairs of all widths. If all pairs would take
-    repsim more than six times the limit, it only compares one layer of every width, and its time is scaled up.
+    --limit seconds per measure. ~ marks a time that was scaled up from pairs of all widths. If all layers, or all
+    pairs, would take repsim more than six times the limit, it only prepares, or compares, one layer of every width, and
+    its time is scaled up. A pair that alone would take six times the limit is left out. So a measure takes at most
+    about 20 times the limit for each number of samples, and most take much less.
+
+    The floor is the time of the products, decompositions, assignments, sorting and reading that a formula needs, at the
+    rates of this machine (scripts/benchmarks/metrics_floors.py).
 
     \b
     scripts/bench metrics
@@ -87,16 +94,18 @@ def metrics(
     for n in samples:
         options: dict[str, Any] = {"threads": threads, "samples": n, "few": few, "limit": limit}
         ours = run("repsim", chosen, python=sys.executable, **options)
+        floor = run("floor", chosen, python=sys.executable, **options)
         naive = run("naive", chosen, python=sys.executable, **options)
         with_peer = [name for name in chosen if name in PEERS and not no_peers]
         peers = run("peers", with_peer, python=peer_python, **options) if with_peer else None
         pairs = "4 x 3" if few else f"{len(RESNET50)} x {len(VIT_B)}"
         result_table = table(
             f"n = {n:,}, {pairs} layers; seconds, {threads} threads",
-            *("repsim", "preparing", "naive loop", "naive / repsim", "difference"),
+            *("repsim", "preparing", "floor", "repsim / floor"),
+            *("naive loop", "naive / repsim", "difference"),
             *("other package", "other / repsim", "difference"),
         )
-        for cells in rows(ours, naive, peers):
+        for cells in rows(ours, floor, naive, peers):
             result_table.add_row(*cells)
         rate = ours["sgemm"]["seconds"] / 1e9
         result_table.caption = f"sgemm {rate:,.0f} GFLOP/s; differences are relative to the largest value"

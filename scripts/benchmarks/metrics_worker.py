@@ -12,11 +12,14 @@ import numpy as np
 import torch
 from compare_worker import RESNET50, VIT_B, activations
 from machine_rates import gemm, timed
+from metrics_floors import floors
 from naive_measures import NAIVE, PEERS
 from numpy.typing import NDArray
 
 SLOW = 6
 """If all pairs would take repsim more than this many times the limit, only one layer of every width is compared."""
+HOPELESS = 6
+"""Number of limits: if a quarter of the samples takes a fourth of it, one pair would take longer, and is left out."""
 Array = NDArray[Any]
 Result = dict[str, Any]
 Results = dict[str, Result]
@@ -31,6 +34,8 @@ class Settings:
     measures: tuple[str, ...]
     limit: float = 20.0
     """Seconds per measure for a loop over pairs; the time of the remaining pairs is estimated."""
+    threads: int = 1
+    """Threads that the floors are measured with."""
     few: bool = False
     """Whether to use four and three small layers, to test the benchmark."""
 
@@ -44,30 +49,46 @@ def sides(settings: Settings) -> list[list[Array]]:
 
 
 def by_repsim(settings: Settings) -> Results:
-    """Time every measure alone; prepare every layer once and compare all pairs at once."""
+    """Time every measure alone; prepare every layer once and compare all pairs at once.
+
+    If this would take long, only one layer of every width is prepared, or compared, and the time is scaled up.
+    """
     from repsim import metrics  # noqa: PLC0415
     from repsim.metrics.base import as_samples  # noqa: PLC0415
 
     layers = [[as_samples(x) for x in side] for side in sides(settings)]
+    widths = [[x.shape[1] for x in side] for side in layers]
     results: Results = {}
     for name in settings.measures:
         metric = metrics.get(name)
         metric.block(*([metric.recipe(x[:64])] for x, *_ in layers))  # warm up: imports and other one-time work
-        prepared, preparing = timed(lambda: [[metric.recipe(x) for x in side] for side in layers])  # noqa: B023
+        first = [one_of_every_width(side) for side in layers]
+        prepared, preparing = timed(lambda: prepare(metric, layers, first))  # noqa: B023
+        share = sum(side[i] for side, chosen in zip(widths, first, strict=True) for i in chosen) / sum(map(sum, widths))
+        if preparing["seconds"] / share <= SLOW * settings.limit:
+            others = [[i for i in range(len(side)) if i not in done] for side, done in zip(layers, first, strict=True)]
+            rest, more = timed(lambda: prepare(metric, layers, others))  # noqa: B023
+            prepared = [dict(sorted((done | new).items())) for done, new in zip(prepared, rest, strict=True)]
+            preparing, share = {key: preparing[key] + more[key] for key in more}, 1.0
+        preparing = {key: spent / share for key, spent in preparing.items()}
         rows, columns = prepared
-        middle = len(rows) // 2
-        _, probe = timed(lambda: metric.block(rows[middle : middle + 1], columns))  # noqa: B023
-        widths = [x.shape[1] for x in layers[0]]
-        slow = len(rows) * probe["seconds"] > SLOW * settings.limit
-        chosen = one_of_every_width(layers[0]) if slow else list(range(len(rows)))
-        block, comparing = timed(lambda: metric.block([rows[i] for i in chosen], columns))  # noqa: B023
-        values = np.full((len(rows), len(columns)), np.nan)
-        values[chosen] = block
-        share = sum(widths[i] for i in chosen) / sum(widths)
-        total = {key: preparing[key] + comparing[key] / share for key in preparing}
+        middle = list(rows)[len(rows) // 2]
+        _, probe = timed(lambda: metric.block([rows[middle]], list(columns.values())))  # noqa: B023
+        if len(rows) * probe["seconds"] > SLOW * settings.limit:
+            rows = {i: rows[i] for i in first[0]}
+        block, comparing = timed(lambda: metric.block(list(rows.values()), list(columns.values())))  # noqa: B023
+        values = np.full((len(layers[0]), len(layers[1])), np.nan)
+        values[np.ix_(list(rows), list(columns))] = block
+        done = sum(widths[0][i] for i in rows) * len(columns) / (sum(widths[0]) * len(layers[1]))
+        total = {key: preparing[key] + comparing[key] / done for key in preparing}
         results[name] = {**total, "preparing": preparing["seconds"], "values": values.tolist()}
-        prepared = rows = columns = []  # free the memory before the next measure
+        prepared, rows, columns = [], {}, {}  # free the memory before the next measure
     return results
+
+
+def prepare(metric: Any, layers: Sequence[Sequence[Any]], chosen: Sequence[Sequence[int]]) -> list[dict[int, Any]]:
+    """Return the chosen layers of both sides, prepared."""
+    return [{i: metric.recipe(side[i]) for i in indices} for side, indices in zip(layers, chosen, strict=True)]
 
 
 def one_of_every_width(layers: Sequence[Any]) -> list[int]:
@@ -103,6 +124,11 @@ def pair_by_pair(measure_of: Callable[[str], Callable[[Array, Array], float]]) -
         for name in settings.measures:
             measure = measure_of(name)
             measure(left[0][:64], right[0][:64])  # warm up: imports and other one-time work
+            i, j = order[0]
+            quarter = slice(max(64, settings.samples // 4))
+            _, probe = timed(lambda: measure(left[i][quarter], right[j][quarter]))  # noqa: B023
+            if 4 * probe["seconds"] > max(1.0, HOPELESS * settings.limit):
+                continue
             spent, values = {"seconds": 0.0, "cpu": 0.0}, {}
             for i, j in order:
                 values[f"{i} {j}"], pair_time = timed(lambda: measure(left[i], right[j]))  # noqa: B023
@@ -116,8 +142,16 @@ def pair_by_pair(measure_of: Callable[[str], Callable[[Array, Array], float]]) -
     return run
 
 
+def by_floors(settings: Settings) -> Results:
+    """Return the floor of every measure."""
+    left, right = ([x.shape[1] for x in side] for side in sides(settings))
+    seconds = floors(settings.measures, settings.samples, left, right, settings.threads)
+    return {name: {"seconds": spent} for name, spent in seconds.items()}
+
+
 CONTENDERS: dict[str, Callable[[Settings], Results]] = {
     "repsim": by_repsim,
+    "floor": by_floors,
     "naive": pair_by_pair(NAIVE.__getitem__),
     "peers": pair_by_pair(lambda name: PEERS[name][1]),
 }

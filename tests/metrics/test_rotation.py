@@ -1,11 +1,14 @@
 """Aligned cosine and permutation Procrustes: degenerate layers, wide ones, and theorems of their own."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
+from scipy.optimize import linear_sum_assignment
 
 from repsim.errors import UndefinedValueError, UnreliableValueWarning
-from repsim.metrics.base import Array, as_samples
+from repsim.metrics.base import Array, PairMetric, as_samples
 from repsim.metrics.rotation import AlignedCosine, PermutationProcrustes, Polar, SampleSpace, UncentredFeatures
 from tests.metrics import references_alignment
 
@@ -126,3 +129,42 @@ class TestPermutationProcrustes:
         d = PermutationProcrustes()
         assert d(x, -x) > d(x, middle) + d(middle, -x) + 0.1
         assert not d.triangle
+
+    @pytest.mark.parametrize("dtype", [np.float32, np.float64])
+    @pytest.mark.parametrize("apart", [0.0, 1e-9, 1e-5, 1e-3, 1e-2, 1e-1, 10.0])
+    @pytest.mark.parametrize(("p", "q"), [(12, 12), (5, 12), (12, 5), (1, 1)])
+    def test_near_and_far_layers_have_the_digits_of_the_differences(
+        self, rng: np.random.Generator, dtype: type[np.float32], apart: float, p: int, q: int
+    ) -> None:
+        """Far layers by their norms and inner products, near ones by the differences of their features."""
+        wide = 3 + rng.normal(size=(30, 12))
+        x = wide[:, :p].astype(dtype)
+        y = (wide[:, :q] + apart * rng.normal(size=(30, q))).astype(dtype)[:, ::-1].copy()
+        left, right = (np.pad(side.astype(np.float64), ((0, 0), (0, 12 - side.shape[1]))) for side in (x, y))
+        i, j = linear_sum_assignment(left.T @ right, maximize=True)
+        expected = np.linalg.norm(left[:, i] - right[:, j])
+        assert PermutationProcrustes()(x, y) == pytest.approx(expected, rel=1e-10, abs=1e-300)
+
+
+@pytest.mark.parametrize("metric", [AlignedCosine(), PermutationProcrustes()], ids=lambda metric: metric.name)
+def test_pairs_in_threads_are_pairs_alone(rng: np.random.Generator, metric: PairMetric[Any]) -> None:
+    """Also those without a value."""
+    threads = torch.get_num_threads()
+    columns = [metric.recipe(as_samples(rng.normal(size=(20, p)))) for p in (3, 4, 5)]
+    q = orthonormal(rng, 20, 8)
+    rows = [*columns[:1], *(metric.recipe(as_samples(side)) for side in (q[:, :3], q[:, 3:7], q[:, 7:]))]
+    columns.append(rows[1])
+    torch.set_num_threads(3)
+    try:
+        together = metric.block(rows, columns)
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(threads)
+    for i, a in enumerate(rows):
+        for j, b in enumerate(columns):
+            if np.isnan(together[i, j]):
+                with pytest.raises(UndefinedValueError):
+                    metric.pair(a, b)
+            else:
+                assert together[i, j] == pytest.approx(metric.pair(a, b), rel=1e-12, abs=1e-12)
+    assert np.isnan(together).sum() == (2 if metric.name == "aligned_cosine" else 0)

@@ -13,13 +13,14 @@ from torch import Tensor
 from repsim.engine.planning import LayerShape, Limits, plan
 from repsim.errors import InvalidInputError, UndefinedValueError, UnreliableValueWarning
 from repsim.metrics import get
+from repsim.metrics.algorithms.cross import Cross
 from repsim.metrics.algorithms.feature_space import MomentSweep
 from repsim.metrics.base import Array, Metric, as_samples
 from repsim.metrics.cca import CCA, PWCCA, SVCCA
 from repsim.metrics.prediction import GULP, EigenspaceOverlap, LinearRegression
 from repsim.metrics.recipes.subspace import PrincipalSubspace
 from repsim.metrics.shapes import AngularShape, Nuclear, Procrustes, ProcrustesSize, chance_alignment
-from repsim.metrics.subspaces import SubspaceMetric
+from repsim.metrics.subspaces import SubspaceMetric, error_of_roots, lower_gram, singular_values
 from repsim.testing.examples import RowsOnDisk, related_layers
 from tests.metrics import references_subspaces as references
 
@@ -64,7 +65,7 @@ def test_four_shape_measures_take_one_decomposition_a_pair(decompositions: list[
     factors = [PrincipalSubspace()(torch.from_numpy(x)) for x in layers(60, (4, 5, 6))]
     decompositions.clear()
     results = MomentSweep(factors, factors, SHAPES, chunk=60, room=10**6).run()
-    assert sorted(decompositions) == [(4, 5), (4, 6), (5, 6)]
+    assert sorted(decompositions) == [(4, 4), (4, 4), (5, 5)]  # CC' of the smaller side
     assert [values.diagonal().tolist() for values in results] == [[1] * 3, [0] * 3, [0] * 3, [0] * 3]
 
 
@@ -113,6 +114,94 @@ def test_they_are_one_stage_with_cca() -> None:
 def test_a_centred_recipe_does_not_cover_another() -> None:
     recipes = PrincipalSubspace(), PrincipalSubspace(centred=False)
     assert [[a.covers(b) for b in recipes] for a in recipes] == [[True, False], [False, True]]
+
+
+# Singular values from the Gram matrix of the smaller side
+
+SPECTRA: dict[str, Callable[[int], Array]] = {
+    "equal": np.ones,
+    "random": lambda m: np.random.default_rng(m).uniform(size=m),
+    "pairs of equal": lambda m: np.repeat(np.linspace(1, 0.5, m), 2)[:m],
+    "decaying": lambda m: np.geomspace(1, 1e-3, m),
+    "ill-conditioned": lambda m: np.geomspace(1, 1e-12, m),
+    "nearly singular": lambda m: np.r_[np.ones(m - 1), 1e-9],
+    "rank-deficient": lambda m: np.r_[np.ones(m - m // 2), np.zeros(m // 2)],
+    "one": lambda m: np.eye(m)[0],
+    "zero": np.zeros,
+}
+
+
+def with_spectrum(s: Array, rows: int, columns: int, seed: int = 0) -> Array:
+    rng = np.random.default_rng(seed)
+    left, right = (np.linalg.qr(rng.normal(size=(side, len(s))))[0] for side in (rows, columns))
+    return np.asarray(left * s @ right.T)
+
+
+@pytest.mark.parametrize("spectrum", SPECTRA)
+@pytest.mark.parametrize(("rows", "columns"), [(1, 1), (2, 5), (8, 8), (30, 70), (70, 30), (250, 260)])
+def test_the_sum_of_roots_is_certified(spectrum: str, rows: int, columns: int) -> None:
+    """The bound holds, and the values that are returned have the promised digits, whatever the spectrum."""
+    m = min(rows, columns)
+    s = SPECTRA[spectrum](m)
+    c = torch.from_numpy(with_spectrum(s, rows, columns))
+    exact_sum = float(np.linalg.svd(c.numpy(), compute_uv=False).sum())
+    short = c if rows <= columns else c.T
+    squares = torch.linalg.eigvalsh(lower_gram(short))
+    rounding = 1e-14 * m * max(float(s.max()), 1e-300)
+    roots = float(squares.clamp(min=0).sqrt().sum())
+    assert abs(roots - exact_sum) <= error_of_roots(squares, max(rows, columns)) + rounding
+    total = float(singular_values(c, exact=True).sum())
+    assert abs(total - exact_sum) <= 1e-9 * exact_sum + rounding
+    assert len(singular_values(c, exact=True)) == m
+
+
+def test_roots_that_would_lose_digits_are_not_used(decompositions: list[tuple[int, ...]]) -> None:
+    """Singular values of 1e-9 have squares of 1e-18, which are rounding errors; equal ones need no decomposition of C;
+    and if the sum is nearly 1, its distance from 1 needs more digits than the sum.
+    """
+    equal = torch.from_numpy(with_spectrum(np.full(20, 0.9 / 20), 20, 30))
+    singular = torch.from_numpy(with_spectrum(np.r_[np.ones(19), 1e-9], 20, 30))
+    for product, subtracted_from, needed in ((equal, 1.0, 1), (singular, 0.0, 2), (equal, 0.9 + 1e-9, 2)):
+        decompositions.clear()
+        singular_values(product, exact=True, subtracted_from=subtracted_from)
+        assert decompositions == [(20, 20), (20, 30)][:needed]
+
+
+@pytest.mark.parametrize(("m", "k"), [(3, 4), (191, 200), (193, 193), (500, 510)])
+def test_the_lower_half_of_a_gram_matrix(m: int, k: int) -> None:
+    c = torch.from_numpy(np.random.default_rng(0).normal(size=(m, k)))
+    torch.testing.assert_close(lower_gram(c).tril(), (c @ c.T).tril(), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("metric", [CCA(), CCA(summary="r2"), SVCCA(variance=1.0), PWCCA()], ids=lambda m: m.spec)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.filterwarnings("ignore::repsim.errors.UnreliableValueWarning")
+def test_a_layer_that_spans_all_samples_contains_the_others(metric: SubspaceMetric, dtype: Any) -> None:
+    """All correlations are 1, which the decomposition of their products gives, too, up to rounding."""
+    x, y = layers(40, (60, 7), dtype)
+    assert metric(x, y) == metric(y, x) == 1
+    (left, right) = (np.linalg.svd(side - side.mean(0), full_matrices=False)[0] for side in (x[:, :39], y))
+    correlations = np.linalg.svd(left[:, :39].T @ right, compute_uv=False)
+    np.testing.assert_allclose(correlations, 1, atol=1e-4 if dtype == np.float32 else 1e-9)
+    assert metric(x[:, :38], y) < 1 - 1e-4, "with one direction less they are not"
+
+
+@pytest.mark.parametrize(("p", "q"), [(10, 25), (25, 10), (20, 20)])
+@pytest.mark.parametrize("shared", [0, 5])
+@pytest.mark.filterwarnings("ignore::repsim.errors.UnreliableValueWarning")
+def test_pwcca_from_eigenvectors_is_that_from_singular_vectors(
+    tuned: Callable[..., None], p: int, q: int, shared: int
+) -> None:
+    """In float32, whose products have errors of 1e-7; correlations that are 1 because columns are shared tie."""
+    tuned(squared_from=64)
+    x, y = layers(90, (p, q), np.float32)
+    y[:, :shared] = x[:, :shared]
+    a, b = (PWCCA().recipe(torch.from_numpy(side)) for side in (x, y))
+    cross = Cross(a, b, a.rows(slice(None)).T @ b.rows(slice(None)))
+    fast = PWCCA().moment(cross)
+    slow = PWCCA().moment(Cross(a, b, cross.product.requires_grad_()))
+    assert fast.item() == pytest.approx(slow.item(), abs=1e-9)
+    assert PWCCA().ambiguity.moment(cross) >= 0
 
 
 # Digits

@@ -409,6 +409,27 @@ def test_blocks_are_read_once() -> None:
     assert table.reads == [0, 8, 16]
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("chunk", [20, 1000])
+def test_moments_in_threads_are_those_of_one_thread(rng: np.random.Generator, chunk: int, dtype: Any) -> None:
+    """A thread multiplies the layers of its own pair; in one run of samples the product keeps its dtype."""
+    threads = torch.get_num_threads()
+    arrays = [x.astype(dtype) for x in related_layers(rng, 90, 40, 50, 8, 600)]
+    factors = [CentredGram()(torch.from_numpy(x)) for x in arrays]
+    sweeps = [MomentSweep(factors[:2], factors, [CKA(), Sums()], chunk=chunk, room=2**24) for _ in range(2)]
+    expected = sweeps[0].run()
+    torch.set_num_threads(3)
+    try:
+        values = sweeps[1].run()
+    finally:
+        torch.set_num_threads(threads)
+    exact = [factor.rows(slice(None)).double().numpy() for factor in factors]
+    sums = [[np.square(x.T @ y).sum() for y in exact] for x in exact[:2]]
+    for one, several in zip(expected, values, strict=True):
+        np.testing.assert_allclose(several, one, rtol=1e-6 if dtype == np.float32 else 1e-12)
+    np.testing.assert_allclose(values[1], sums, rtol=1e-5 if dtype == np.float32 else 1e-12)
+
+
 # Choices of layers
 
 
