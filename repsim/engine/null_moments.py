@@ -66,7 +66,7 @@ def cubic_moments(
     layers : sequence of Gram
         Factors of `CKA` over the same n samples.
     cubes : array of shape (layers,), optional
-        sum_ij A_ij^3 of each layer, if already computed (`LeaveOneOut.cubes`).
+        sum_ij A_ij^3 of each layer, if already computed (`SampleSums.cubes`).
     progress : callable, optional
         Called with the number of steps done and the total number of steps.
 
