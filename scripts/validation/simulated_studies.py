@@ -331,7 +331,9 @@ def plan_of(design: Design, kernels: Kernels) -> StudyPlan:
 
 def sums_of(kernels: AnyKernels) -> Callable[..., BlockSums]:
     """Return the function that makes the sums of a block."""
-    return block_sums if isinstance(kernels, Kernels) else lambda of, sides, halves, **_: SimulatedSums(of, sides, halves)
+    return (
+        block_sums if isinstance(kernels, Kernels) else lambda of, sides, halves, **_: SimulatedSums(of, sides, halves)
+    )
 
 
 def evidence_of(design: Design, kernels: AnyKernels, estimates: Estimates) -> Inference:

@@ -103,9 +103,7 @@ def test_kernels_from_features_are_those_of_a_study(script: ModuleType, both: tu
     np.testing.assert_array_equal(of_features.unit_of, of_grams.unit_of)
     design, halves = script.families(1, 2, 0, layers=2), draw_halves(of_grams.unit_of, 2, 5)
     block = sides(Block(design.members, design.members), design, of_grams.positions)
-    sums = [
-        script.sums_of(of)(of, block, halves, cubes=False, room=0, panel=17, tile=9, held=2) for of in both
-    ]
+    sums = [script.sums_of(of)(of, block, halves, cubes=False, room=0, panel=17, tile=9, held=2) for of in both]
     for of in sums:
         of.compute(ALONE, lambda: None)
     for one, other in zip(*(of.halves() for of in sums), strict=True):

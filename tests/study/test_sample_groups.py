@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from repsim.errors import InvalidInputError
-from repsim.stores.store import ActivationStore
 from repsim.runtime.processes import ALONE
+from repsim.stores.store import ActivationStore
 from repsim.study.block_sums import block_sums, draw_halves
 from repsim.study.blocks import Sides
 from repsim.study.controls import Control
