@@ -246,42 +246,41 @@ def test_float32_is_as_accurate_as_the_comparison(rng: np.random.Generator, shif
         assert error(left_out(within, i), reference, energies) < 2 * limit
 
 
+def shared_sums(layers: Sequence[Array], sides: str, shares: Sequence[Any], **options: Any) -> SampleSums:
+    """Sum as several processes do, each of which adds a share of the units and sums the features of some layers."""
+    grams, exchanged = factors(layers), list[dict[int, Any]]()
+    rows, columns = ([grams[k] for k in side] for side in SIDES[sides])
+    parts = [
+        SampleSums(rows, columns, cells=CELLS, subsets=SUBSETS, classes=Groups.of(CLASSES), **options) for _ in shares
+    ]
+    for part, of in zip(parts, np.array_split(np.arange(len(grams)), len(shares)), strict=True):
+        exchanged.append({int(k): part._sum_features(part.layers[k]) for k in of if k < len(part.layers)})
+    for part, share in zip(parts, shares, strict=True):
+        part.prepare(lambda _: exchanged, slice(0, 0))
+        part.accumulate([part.order[k] for k in share], lambda: None)
+    sums = iter([torch.stack(of_all).sum(0) for of_all in zip(*(part.state.values() for part in parts), strict=True)])
+    parts[0].exchange(lambda _: next(sums))
+    return parts[0]
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("sides", ["equal", "partly shared"])
-def test_sums_do_not_depend_on_who_adds_them(rng: np.random.Generator, dtype: Any, sides: str) -> None:
+@pytest.mark.parametrize("count", [2, 3])
+def test_sums_do_not_depend_on_who_adds_them(rng: np.random.Generator, dtype: Any, sides: str, count: int) -> None:
     """Any division of the units, in any order, gives the same whole numbers."""
     layers = [x.astype(dtype) for x in layers_of(rng)]
     options: dict[str, Any] = {"panel": 7, "tile": 3, "cubes": True}
     whole = summed(layers, sides, **options)
-    grams = factors(layers)
-    rows, columns = ([grams[k] for k in side] for side in SIDES[sides])
-    for count in (2, 3):
-        parts = [
-            SampleSums(rows, columns, cells=CELLS, subsets=SUBSETS, classes=Groups.of(CLASSES), **options)
-            for _ in range(count)
-        ]
-        places = np.array_split(np.arange(len(parts[0].layers)), count)
-        features = [part._sum_features(part.layers[k]) for part, of in zip(parts, places, strict=True) for k in of]
-        exchanged = [dict(enumerate(features))]
-        shares = np.array_split(rng.permutation(len(whole.order)), count)
-        for part, share in zip(parts, shares, strict=True):
-            part.prepare(lambda _: exchanged, slice(0, 0))
-            part.accumulate([part.order[k] for k in share], lambda: None)
-        states = [dict(part.state) for part in parts]
-        names = iter(states[0])
-        parts[0].exchange(lambda _, names=names: sum_of(states, next(names)))  # type: ignore[misc]
-        for name, values in whole.state.items():
-            assert values.dtype == torch.int64
-            assert torch.equal(parts[0].state[name], values), name
-        for method in ("all", "within_whole"):
-            for one, other in zip(*(vars(getattr(of, method)).values() for of in (parts[0], whole)), strict=True):
-                np.testing.assert_array_equal(one, other)
-        np.testing.assert_array_equal(parts[0].subset(1).pairs, whole.subset(1).pairs)
-        np.testing.assert_array_equal(parts[0].within(2).pairs, whole.within(2).pairs)
-
-
-def sum_of(states: Sequence[dict[str, torch.Tensor]], name: str) -> torch.Tensor:
-    return torch.stack([state[name] for state in states]).sum(0)
+    shared = shared_sums(layers, sides, np.array_split(rng.permutation(len(whole.order)), count), **options)
+    for name, values in whole.state.items():
+        assert values.dtype == torch.int64
+        assert torch.equal(shared.state[name], values), name
+    for of_shared, of_whole in (
+        (shared.all, whole.all), (shared.within_whole, whole.within_whole), (shared.subset(1), whole.subset(1)),
+        (shared.within(2), whole.within(2)), (shared.without(slice(0, N)), whole.without(slice(0, N))),
+    ):  # fmt: skip
+        np.testing.assert_array_equal(of_shared.pairs, of_whole.pairs)
+        np.testing.assert_array_equal(of_shared.own, of_whole.own)
 
 
 def test_every_unit_is_a_step(rng: np.random.Generator) -> None:

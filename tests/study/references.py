@@ -14,7 +14,7 @@ Flags = NDArray[np.bool_]
 
 
 def balanced_halves(n: int, splits: int, seed: int) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-    """Divide samples into halves by the signs of a Hadamard matrix, whose rows are cells of equal numbers of samples."""
+    """Divide samples into halves by the signs of a Hadamard matrix; a row is a cell of equally many samples."""
     cells = 1 << splits.bit_length()
     cell = np.empty(n, int)
     for k, sample in enumerate(random_permutations(n, 1, seed)[0]):
