@@ -58,9 +58,6 @@ class LeaveOneGroupOut(GramSweep):
         samples or more without another.
     """
 
-    cubes = None
-    """Third moments under permutation of samples; they have no meaning if groups are permuted."""
-
     def __init__(
         self,
         rows: Sequence[Any],

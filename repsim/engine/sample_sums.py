@@ -196,7 +196,8 @@ class SampleSums(GramSweep):
         members = torch.from_numpy(self._with_all).to(self._place, torch.float64)
         sizes = self._class_sizes().clamp(min=1)[..., None]
         self._means = [
-            (torch.einsum("sk,kcp->scp", members, sums) / sizes).to(self.device, self.dtype) for sums in self._cell_sums
+            (torch.einsum("sk,kcp->scp", members, sums) / sizes).to(self.device, layer.dtype)
+            for layer, sums in zip(self.layers, self._cell_sums, strict=True)
         ]
 
     def _sum_features(self, layer: Gram) -> Float64[Tensor, "cells classes p"]:
@@ -252,11 +253,11 @@ class SampleSums(GramSweep):
         offsets, of_classes = self._offsets64[:, samples], self._class_offsets()
         tables, own, members = [], [], self._members[:, samples].to(self.device)
         for k, x in enumerate(features):
-            means, shifts = self._means[k], of_classes[k].to(self.device, self.dtype)
+            means, shifts = self._means[k], of_classes[k].to(self.device, x.dtype)
             G = x @ means[0].T - offsets[k, :, None].to(x) - shifts[0]
             M = (means[0] @ means[0].T) - shifts[0] - shifts[0][:, None]
-            tables.append((G - M[numbers] / 2).contiguous())
-            own.append(self._own_class(x, means, offsets[k].to(x), shifts, numbers, members))
+            tables.append((G - M[numbers] / 2).to(self.dtype).contiguous())
+            own.append(self._own_class(x, means, offsets[k].to(x), shifts, numbers, members).to(self.dtype))
         return _Panel(features, tables, [H.T.contiguous() for H in tables], torch.stack(own))
 
     def _own_class(

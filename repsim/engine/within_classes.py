@@ -1,4 +1,4 @@
-"""Inner products of kernels within classes, with each sample left out, exactly, for the jackknife."""
+"""Inner products of kernels within classes, with each group of samples left out, exactly, for the jackknife."""
 
 import functools
 import sys
@@ -30,43 +30,37 @@ def mean_products(layers: Sequence[WithinClasses]) -> Float64[np.ndarray, "L L"]
     return _per_degree(sums[: len(layers) ** 2].reshape(len(layers), -1), layers[0].groups.sizes)
 
 
-class LeaveOneOutWithinClasses(LeaveOneOut):
-    """Inner products <A, B> of kernels within classes, for each degree of freedom, with each unit left out.
+class LeaveOneGroupOutWithinClasses(LeaveOneOut):
+    """Inner products <A, B> of kernels within classes, for each degree of freedom, with each group left out.
 
-    Without sample i of a class of m samples, the mean of its class changes, and the others move by x_i / (m - 1). As
-    the deviations of a class sum to 0, the result is exactly
+    Without a group u of k samples of a class of m samples, the mean of the class changes, and the others move. As the
+    deviations of a class sum to 0, the result is exactly
 
-        <A, B>_(-i) = <A, B> - 2 m / (m - 1) D_i, D_i = sum_j A_ij B_ij.
+        <A, B>_(-u) = <A, B> - 2 sum_(i in u) D_i - 2 / (m - k) sum_j a_j b_j,
 
-    Without a group u of k samples of the class, a_j = sum_(i in u) A_ij and b_j likewise, it is exactly
-
-        <A, B>_(-u) = <A, B> - 2 sum_(i in u) D_i - 2 / (m - k) sum_j a_j b_j.
-
-    Nothing moves if no sample of the class is left.
+    with D_i = sum_j A_ij B_ij, a_j = sum_(i in u) A_ij and b_j likewise. Nothing moves if no sample of the class is left.
+    Single samples are left out by `repsim.engine.sample_sums`.
 
     Parameters
     ----------
     layers : sequence of WithinClasses
         Kernels within the same classes.
     unit_of : array of shape (n,)
-        Unit of each sample, from 0: the sample itself, or its group, whose samples are all of one class.
-    room : int
-        Bytes for the sums of single samples; those of groups are always kept.
+        Group of each sample, from 0, whose samples are all of one class.
     """
 
-    def __init__(self, layers: Sequence[WithinClasses], unit_of: Int64[np.ndarray, " n"], *, room: int) -> None:
+    def __init__(self, layers: Sequence[WithinClasses], unit_of: Int64[np.ndarray, " n"]) -> None:
         assert layers[0].groups is not None, "these are the classes"
         self._classes: Groups = layers[0].groups
         self._unit_of = torch.from_numpy(unit_of)
         count = int(unit_of.max()) + 1
-        self._single = count == len(unit_of)
         numbers = self._classes.numbers
         self._class_of = torch.zeros(count, dtype=torch.int64).index_copy_(0, self._unit_of, numbers)
         self._taken = torch.bincount(self._unit_of)
         self._rest = self._classes.sizes[self._class_of] - self._taken
-        super().__init__(layers, layers, CKA(), room=room if self._single else sys.maxsize)
+        super().__init__(layers, layers, CKA(), room=sys.maxsize)
         self._total: Float64[np.ndarray, "L L"] | None = None
-        self._computed: slice | None = None
+        self._computed = False
 
     @override
     def _check_groups(self) -> None:
@@ -79,28 +73,21 @@ class LeaveOneOutWithinClasses(LeaveOneOut):
         return _per_degree(self._total, self._classes.sizes)
 
     def without(self, run: slice, step: Callable[[], None]) -> Float64[np.ndarray, "run L L"]:
-        """Return the inner products without each unit of the run, for each degree of freedom that is left."""
+        """Return the inner products without each group of the run, for each degree of freedom that is left."""
         self.products()
         assert self._total is not None, "set by `products`"
-        if self._twice:
-            self._sum(run, [u for u, (i, _) in enumerate(self._pairs) if self._panels_of[i] == run], step)
-            start = run.start
-        else:
-            start = 0
-            if self._computed is None:
-                self._computed = slice(0, len(self._taken))
-                self._sum(self._computed, self.order, step)
-        lost = self._products[run.start - start : run.stop - start].cpu().numpy()[..., self._columns]
-        if not self._single:
-            lost = lost + self._of_sums(run)
+        if not self._computed:
+            self._sum(slice(0, len(self._taken)), self.order, step)
+            self._computed = True
+        lost = self._products[run].cpu().numpy()[..., self._columns] + self._of_sums(run)
         sizes = self._classes.sizes.repeat(run.stop - run.start, 1)
         sizes[torch.arange(len(sizes)), self._class_of[run]] = self._rest[run]
         return _per_degree(self._total - lost, sizes)
 
     @override
     def _sum(self, run: slice, units: Sequence[int], step: Callable[[], None]) -> None:
-        """Compute what is lost without each unit of a run."""
-        self._run = run if self._twice else slice(0, self.draws[0].n)
+        """Compute what is lost without each group of a run."""
+        self._run = slice(0, self.draws[0].n)
         count, place = run.stop - run.start, float64_device(self.device)
         self._products = torch.zeros(count, self.height, self.width, dtype=torch.float64, device=place)
         for _ in self.parts(units):
@@ -109,14 +96,9 @@ class LeaveOneOutWithinClasses(LeaveOneOut):
     @override
     def _add(self, stack: Tensor, i: slice) -> None:
         place, units = self._products.device, self._unit_of[i]
-        weights = torch.full((len(units),), 2.0, dtype=torch.float64, device=place)
-        if self._single:  # the sums over a group are those of its only sample
-            rest = self._rest[units].double()
-            weights += torch.where(rest > 0, 2 / rest, 0).to(place)
         by_row = stack[0].transpose(0, 1)
         pairs = (by_row[:, : self.height] @ by_row[:, self.first :].mT).to(place).double()
-        start = self._run.start if self._twice else 0
-        self._products.index_add_(0, (units - start).to(place), pairs * weights[:, None, None])
+        self._products.index_add_(0, units.to(place), 2 * pairs)
 
     def _of_sums(self, run: slice) -> Float64[np.ndarray, "run L L"]:
         """Return 2 / (m - k) sum_j a_j b_j of all pairs of layers, for a run of groups."""

@@ -80,11 +80,6 @@ class BlockSums(ABC):
 
     @property
     @abstractmethod
-    def steps(self) -> int:
-        """Number of units of `compute`."""
-
-    @property
-    @abstractmethod
     def every(self) -> Similarities:
         """Similarities on all samples."""
 
@@ -132,11 +127,6 @@ class IndependentSums(BlockSums):
             [kernels.grams[k] for k in sides.rows], [kernels.grams[k] for k in sides.columns], cells=halves.cells,
             subsets=halves.subsets, classes=kernels.classes, cubes=cubes, panel=panel, tile=tile, held=held,
         )  # fmt: skip
-
-    @property
-    def steps(self) -> int:
-        """Number of pairs of panels."""
-        return self._sums.units
 
     def compute(self, me: Ranks, step: Callable[[], None]) -> None:
         """Sum the pairs of panels, each in one process."""
@@ -226,11 +216,6 @@ class GroupedSums(BlockSums):
         self._part = kernels.select(self._layers.tolist())
         self._sweep = self._part.leave_one_out(room)
         self._left: list[Float64[np.ndarray, "run kinds K K"]] = []
-
-    @property
-    def steps(self) -> int:
-        """Number of runs of groups."""
-        return self._sweep.units
 
     def compute(self, me: Ranks, step: Callable[[], None]) -> None:
         """Sum the runs of groups; every process computes all."""

@@ -17,9 +17,9 @@ from jaxtyping import Float, Float64, Int64
 
 from repsim._version import __version__
 from repsim.runtime import interrupts, tuning
-from repsim.runtime.processes import Ranks
+from repsim.runtime.processes import ALONE, Ranks
 from repsim.runtime.progress import Steps, counter
-from repsim.study.block_sums import Halves, block_sums, draw_halves
+from repsim.study.block_sums import BlockSums, Halves, block_sums, draw_halves
 from repsim.study.blocks import Block, Sides, sides
 from repsim.study.controls import Control
 from repsim.study.design import Design, Member, Pair
@@ -114,6 +114,7 @@ class _Work:
     block: Block
     halves: Halves
     plan: StudyPlan
+    make: Callable[..., BlockSums] = block_sums
 
     @cached_property
     def sides(self) -> Sides:
@@ -190,7 +191,7 @@ class _Work:
             self.plan.tile(len(self.sides.layers)),
             self.plan.held,
         )
-        sums = block_sums(
+        sums = self.make(
             self.kernels, self.sides, self.halves, cubes=self.block.diagonal, room=room, panel=panel, tile=tile,
             held=held,
         )  # fmt: skip
@@ -204,7 +205,7 @@ class _Work:
         place = {key: k for k, key in enumerate(indices.parts)}
         for column, key in enumerate(self.indices(maps).parts):
             by_split[:, place[key]] = splits[:, column]
-        without, errors = _without_each(indices, every, sums.without, self.kernels.units, me)
+        without, errors = without_each(indices, every, sums.without, self.kernels.units, me)
         cubes = np.full(len(sums.squares), np.nan) if sums.cubes is None else sums.cubes
         own, rows = self._own(every), sums.row_squares
         rows = np.zeros((0, len(sums.squares))) if rows is None else rows
@@ -217,8 +218,8 @@ class _Work:
         return np.concatenate([every.own_rows, every.own_columns[..., new]], -1)
 
 
-def _without_each(
-    indices: Indices, every: Similarities, without: Callable[[slice], Similarities], units: int, me: Ranks
+def without_each(
+    indices: Indices, every: Similarities, without: Callable[[slice], Similarities], units: int, me: Ranks = ALONE
 ) -> tuple[Float64[np.ndarray, "units parts"], Float64[np.ndarray, "conditions rows columns"]]:
     """Compute all parts of indices without each unit, and standard errors of similarities of layers.
 
@@ -267,6 +268,7 @@ def estimate(
     steps: Steps,
     sharing: Sharing | None = None,
     controls: Sequence[Control] = (),
+    sums: Callable[..., BlockSums] = block_sums,
 ) -> Estimates:
     """Estimate all indices of a study.
 
@@ -286,10 +288,12 @@ def estimate(
         Where finished blocks are kept, and the processes that share the work of each.
     controls
         Controls of the input, on which the blocks depend.
+    sums
+        Function that returns the sums of a block, called like `block_sums`.
     """
     sharing = sharing or Sharing()
     halves = draw_halves(kernels.unit_of, splits_for(kernels.n), seed)
-    works = [_Work(design, kernels, block, halves, plan) for block in plan.blocks]
+    works = [_Work(design, kernels, block, halves, plan, sums) for block in plan.blocks]
     settings = settings_of(kernels, plan, controls, seed)
     done: list[BlockEstimates] = []
     units = [block_units(kernels, work) for work in works]
@@ -337,7 +341,7 @@ def settings_of(kernels: Kernels, plan: StudyPlan, controls: Sequence[Control], 
         digest.update(b"none" if groups is None else groups.numbers.numpy().tobytes())
     current = tuning.current()
     sizes = plan.panel, plan.tile_stack, current.jackknife_memory, current.halvings
-    device = kernels.grams[0].device.type
+    device = plan.limits.device.partition(":")[0]
     return repr((__version__, "block", kernels.n, digest.hexdigest(), sizes, seed, device))
 
 

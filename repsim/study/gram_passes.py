@@ -17,11 +17,10 @@ import torch
 from jaxtyping import Float64, Int64
 
 from repsim.engine.grouped import LeaveOneGroupOut, group_permutations
-from repsim.engine.jackknife import LeaveOneOut
 from repsim.engine.preparation import Source, prepare
 from repsim.engine.resampling import permuted, random_permutations
 from repsim.engine.shared_directions import truncate_jointly
-from repsim.engine.within_classes import LeaveOneOutWithinClasses, mean_products
+from repsim.engine.within_classes import LeaveOneGroupOutWithinClasses, mean_products
 from repsim.errors import InvalidInputError
 from repsim.metrics.cka import CKA
 from repsim.metrics.recipes.gram import CentredGram, Gram
@@ -120,7 +119,7 @@ class Kernels:
         return float(pairs - 2 * self.n)
 
     def leave_one_out(self, room: int) -> "LeftOut":
-        """Return a sweep that computes the matrices of all pairs without each unit, in ``room`` bytes at a time."""
+        """Return a sweep that computes the matrices of all pairs without each group, in ``room`` bytes at a time."""
         return LeftOut(self, room)
 
     def cka(self) -> Float64[np.ndarray, "L L"]:
@@ -141,7 +140,7 @@ class Kernels:
     def values_on(self, samples: Int64[np.ndarray, " m"], selected: Int64[np.ndarray, " s"]) -> Matrices:
         """Compute the matrices of the selected layers on a subset of the samples; NaN for layers constant on it.
 
-        If samples are in groups, the subset consists of whole groups (`halves`).
+        If samples are in groups, the subset consists of whole groups.
         """
         part = self.part(samples, selected)
         position = {name: k for k, name in enumerate(part.names)}
@@ -226,21 +225,16 @@ class Kernels:
 
 @dataclass(eq=False)
 class LeftOut:
-    """Matrices of all pairs of layers with each unit left out."""
+    """Matrices of all pairs of layers with each group of samples left out."""
 
     kernels: Kernels
     room: int
     """Bytes for sums of single samples."""
 
     def __post_init__(self) -> None:
-        grams, groups = self.kernels.grams, self.kernels.groups
-        self._sweep: LeaveOneOut | LeaveOneGroupOut = (
-            LeaveOneOut(grams, grams, _CKA, room=self.room)
-            if groups is None
-            else LeaveOneGroupOut(grams, grams, _CKA, room=self.room)
-        )
-        layers = self.kernels.class_centred
-        self._within = LeaveOneOutWithinClasses(layers, self.kernels.unit_of, room=self.room) if layers else None
+        grams, layers = self.kernels.grams, self.kernels.class_centred
+        self._sweep = LeaveOneGroupOut(grams, grams, _CKA, room=self.room)
+        self._within = LeaveOneGroupOutWithinClasses(layers, self.kernels.unit_of) if layers else None
         self.full_values: Matrices = np.zeros((0, 0, 0))
         """Matrices of all samples; set with the first run."""
 
@@ -255,7 +249,7 @@ class LeftOut:
         return self._sweep.squares
 
     def runs(self, step: Callable[[], None]) -> Iterator[Float64[np.ndarray, "run kinds L L"]]:
-        """Yield the matrices without each unit of a run, one run of units after the other."""
+        """Yield the matrices without each group of a run, one run of groups after the other."""
         for run, R in self._sweep.runs(step):
             if self._within is None:
                 self.full_values = symmetric(self._sweep.full_values)[None]
@@ -269,10 +263,9 @@ class LeftOut:
             yield np.stack([R, in_units(self._within.without(run, step), energies)], 1)
 
     def _degrees_of_freedom(self, run: slice) -> Float64[np.ndarray, " run"]:
-        """Return the degrees of freedom of centred kernels without each unit of the run."""
+        """Return the degrees of freedom of centred kernels without each group of the run."""
         groups, n = self.kernels.groups, self.kernels.n
-        if groups is None:
-            return np.full(run.stop - run.start, (n - 1) * (n - 4.0))
+        assert groups is not None, "samples are in groups"
         sizes = groups.sizes.numpy().astype(np.float64)
         left = n - sizes[run]
         return np.asarray(left**2 - (np.square(sizes).sum() - np.square(sizes[run])) - 2 * left)

@@ -300,7 +300,10 @@ class Indices:
 
     def evaluate(self, source: Matrices | Similarities) -> Float64[np.ndarray, "*batch T"]:
         """Compute all indices from similarities on the same samples, or from each of a batch."""
-        parts = self.evaluate_parts(source)
+        return self.assembled(self.evaluate_parts(source))
+
+    def assembled(self, parts: Float64[np.ndarray, "*batch parts"]) -> Float64[np.ndarray, "*batch T"]:
+        """Compute all indices from all numbers of `parts`."""
         sums = dict(
             zip(self.parts[len(self._columns) :], np.moveaxis(parts[..., len(self._columns) :], -1, 0), strict=True)
         )
@@ -390,37 +393,6 @@ class Indices:
         cosines = values / norms / norms[:, None]
         QR = Q[np.ix_(used, used)] * (1 - np.minimum(cosines**2, 1)) @ values
         return float(2 * null_variances[_place(kind)] * np.sum(QR * QR.T))
-
-    def without_each(
-        self, every: Matrices | Similarities, runs: Iterator[Matrices | Similarities]
-    ) -> tuple[Float64[np.ndarray, "units parts"], dict[str, Float64[np.ndarray, "rows columns"]]]:
-        """Compute all indices without each sample, and jackknife standard errors of the similarities of layers.
-
-        Parameters
-        ----------
-        every
-            Similarities on all samples.
-        runs
-            Those without each sample, or each group of samples, several at a time.
-
-        Returns
-        -------
-        array
-            (units, parts): all numbers of `parts` without each sample or group.
-        dict
-            Standard errors of the similarities of the rows with the columns, by kind of control.
-        """
-        of_all = {kind: self.similarities(every, kind) for kind in self.conditions}
-        rows, moments = [], {kind: np.zeros((3, *of_all[kind].shape)) for kind in self.conditions}
-        for run in runs:
-            where = _similarities(run)
-            rows.append(self.evaluate_parts(where))
-            for kind in self.conditions:
-                change = self.similarities(where, kind) - of_all[kind]
-                moments[kind] += np.stack(
-                    [np.full(change.shape[1:], len(change)), change.sum(0), np.square(change).sum(0)]
-                )
-        return np.concatenate(rows), {kind: errors_of(*of_kind) for kind, of_kind in moments.items()}
 
 
 _SUM = "sum"

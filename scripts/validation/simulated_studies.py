@@ -1,7 +1,7 @@
 """Designs and kernels of simulated studies, for validate_statistics.py: without stores, and fast."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from types import SimpleNamespace
 from typing import Any, cast
@@ -10,18 +10,22 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from repsim.engine.resampling import random_permutations
+from repsim.engine.planning import Limits
 from repsim.labels import INPUT, LayerKey, SampleIds
 from repsim.metrics.recipes.gram import CentredGram
 from repsim.metrics.recipes.groups import Groups
+from repsim.runtime.processes import Ranks
 from repsim.runtime.progress import Steps
 from repsim.stores.store import ActivationStore
+from repsim.study.block_sums import BlockSums, block_sums
 from repsim.study.design import Design, Member
 from repsim.study.duplicates import NearDuplicates
 from repsim.study.estimation import Estimates, estimate
 from repsim.study.evidence import Evidence
 from repsim.study.gram_passes import Kernels
 from repsim.study.inference import Inference
+from repsim.study.planning import StudyPlan, plan_study, shape_of
+from repsim.study.similarities import Similarities
 
 Array = NDArray[np.float64]
 Places = Mapping[str, NDArray[np.int64]]
@@ -43,13 +47,15 @@ class Network:
     """Names of the layers, which are the same for an untrained twin."""
     labels: None = None
     modality: str = ""
+    checksum: str = ""
+    sample_ids: tuple[str, ...] = ()
 
     def control(self, layer: str, readout: str) -> str | None:
         """Return a substitute for the pixels, which are a control of their own, and no other control."""
         return "simulated" if (layer, readout) == INPUT else None
 
     def __getitem__(self, name: str) -> SimpleNamespace:
-        return SimpleNamespace(key=LayerKey(self.model, name, "mean"))
+        return SimpleNamespace(key=LayerKey(self.model, name, "mean"), shape=(0, 1), dtype=np.dtype(np.float32))
 
 
 def member(name: str, family: str, *, trained: bool = True, layers: int = 3) -> Member:
@@ -90,17 +96,10 @@ def gram_kernels(layers: Sequence[Array], of: Places, groups: Groups | None = No
 
 @dataclass(frozen=True, eq=False)
 class Sweep:
-    """Values of all samples and without each, in the form of `repsim.study.gram_passes.LeftOut`."""
+    """Values of all samples, and without each."""
 
     full_values: Array
     left_out: Array
-    units: int = 1
-    cubes: None = None
-
-    def runs(self, step: Callable[[], None]) -> Iterator[Array]:
-        """Yield all values at once."""
-        step()
-        yield self.left_out
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,7 +108,7 @@ class FeatureKernels:
 
     With centred features, K = XX' and its diagonal d, n (n - 3) HSIC_1 = ||X'Y||^2 - n / (n - 2) d_X'd_Y +
     tr K_X tr K_Y / ((n - 1) (n - 2)), and D_i of `LeaveOneOut` follows from x_i'X'Y y_i in the same way. With few
-    features this is many times faster than the passes over Gram matrices; a test shows that the values are the same.
+    features this is many times faster than a pass over Gram matrices; a test shows that the values are the same.
     """
 
     layers: tuple[Array, ...]
@@ -135,9 +134,15 @@ class FeatureKernels:
         del layers, seed
         return (2 / (self.n * (self.n - 3)),)
 
-    def halves(self, count: int, seed: int) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-        """Draw random divisions of the samples into two halves."""
-        return halves_of(self.n, count, seed)
+    @property
+    def units(self) -> int:
+        """Number of samples, each of which is independent."""
+        return self.n
+
+    @property
+    def unit_of(self) -> NDArray[np.int64]:
+        """Unit of each sample."""
+        return np.arange(self.n)
 
     @cached_property
     def _starts(self) -> NDArray[np.int64]:
@@ -172,13 +177,9 @@ class FeatureKernels:
         """Compute debiased CKA of all pairs."""
         return self.values_on(np.arange(self.n), np.arange(len(self.layers)))
 
-    def leave_one_out(self, room: int) -> Sweep:
-        """Compute debiased CKA of all pairs, of all samples and without each."""
-        del room
-        return self._sweep
-
     @cached_property
-    def _sweep(self) -> Sweep:
+    def sweep(self) -> Sweep:
+        """Debiased CKA of all pairs, of all samples and without each."""
         x, n = self._centred(slice(None)), self.n
         covariance = x.T @ x
         products, d = self._products(x, covariance), self._by_layer(x**2, 1)
@@ -230,17 +231,24 @@ class SomeOfThem:
         del layers, seed
         return (2 / (self.n * (self.n - 3)),)
 
-    def halves(self, count: int, seed: int) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-        """Draw random divisions of the samples into two halves."""
-        return halves_of(self.n, count, seed)
+    @property
+    def units(self) -> int:
+        """Number of samples, each of which is independent."""
+        return self.n
+
+    @property
+    def unit_of(self) -> NDArray[np.int64]:
+        """Unit of each sample."""
+        return np.arange(self.n)
 
     def values_on(self, samples: NDArray[np.int64], selected: NDArray[np.int64]) -> Array:
         """Select debiased CKA on a subset of the samples."""
         return self.of.values_on(samples, self.rows[selected])
 
-    def leave_one_out(self, room: int) -> Sweep:
-        """Select debiased CKA of all samples and without each."""
-        sweep = self.of.leave_one_out(room)
+    @cached_property
+    def sweep(self) -> Sweep:
+        """Debiased CKA of all pairs, of all samples and without each."""
+        sweep = self.of.sweep
         rows, columns = np.ix_(self.rows, self.rows)
         return Sweep(sweep.full_values[:, rows, columns], sweep.left_out[..., rows, columns])
 
@@ -255,10 +263,41 @@ def some_of(kernels: FeatureKernels, design: Design) -> SomeOfThem:
     )
 
 
-def halves_of(n: int, count: int, seed: int) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-    """Draw random divisions of n samples into two halves, each in increasing order."""
-    orders = random_permutations(n, count, seed)
-    return [(np.sort(order[: n // 2]), np.sort(order[n // 2 :])) for order in orders]
+class SimulatedSums(BlockSums):
+    """Similarities of the layers of a simulated study."""
+
+    kernels: Any
+
+    def compute(self, me: Ranks, step: Callable[[], None]) -> None:
+        """Compute nothing yet."""
+        del me
+        step()
+
+    @property
+    def every(self) -> Similarities:
+        """Similarities on all samples."""
+        return Similarities.whole(self.kernels.sweep.full_values)
+
+    @property
+    def squares(self) -> Array:
+        """NaN: no Gram matrix is formed."""
+        return np.full(len(self.sides.layers), np.nan)
+
+    @property
+    def cubes(self) -> None:
+        """None: no Gram matrix is formed."""
+        return None
+
+    def halves(self) -> Iterator[tuple[Similarities, Similarities]]:
+        """Yield the similarities on both halves, for each division of the samples."""
+        everything = np.arange(len(self.kernels.names))
+        for split in range(self.drawn.splits):
+            one, other = (self.kernels.values_on(self.drawn.samples(2 * split + k), everything) for k in (0, 1))
+            yield Similarities.whole(one), Similarities.whole(other)
+
+    def without(self, run: slice) -> Similarities:
+        """Return the similarities without each sample of a run."""
+        return Similarities.whole(self.kernels.sweep.left_out[run])
 
 
 def _cosines(products: Array) -> Array:
@@ -278,8 +317,22 @@ def silent(_: str) -> Callable[..., None]:
 
 def inference(design: Design, kernels: AnyKernels, seed: int = 0) -> Inference:
     """Estimate all indices of a simulated study."""
-    return evidence_of(
-        design, kernels, estimate(design, cast("Kernels", kernels), seed=seed, steps=cast("Steps", silent))
+    of, steps = cast("Kernels", kernels), cast("Steps", silent)
+    estimates = estimate(design, of, plan_of(design, of), seed=seed, steps=steps, sums=sums_of(kernels))
+    return evidence_of(design, kernels, estimates)
+
+
+def plan_of(design: Design, kernels: Kernels) -> StudyPlan:
+    """Plan a simulated study, in one block."""
+    shape = shape_of(design, controls=(), classes=kernels.classes, metrics=(), permutations=0, splits=0)
+    shape = replace(shape, n=kernels.n, units=kernels.units)
+    return plan_study(shape, design, Limits(2**40, 0, "cpu"))
+
+
+def sums_of(kernels: AnyKernels) -> Callable[..., BlockSums]:
+    """Return the function that makes the sums of a block."""
+    return (
+        block_sums if isinstance(kernels, Kernels) else lambda of, sides, halves, **_: SimulatedSums(of, sides, halves)
     )
 
 

@@ -28,6 +28,7 @@ from simulated_studies import (
     member,
     places,
     some_of,
+    sums_of,
 )
 
 from repsim.engine.null_moments import cubic_moments
@@ -37,13 +38,15 @@ from repsim.metrics.recipes.groups import Groups
 from repsim.results.variables import CONTROL_PAIRS
 from repsim.runtime import tuning
 from repsim.study import permutation_nulls
+from repsim.study.block_sums import draw_halves
+from repsim.study.blocks import Block, sides
 from repsim.study.chance import p_value, pearson3, skewness, z_value
 from repsim.study.claim_parts import parts_of
 from repsim.study.claims import decide
 from repsim.study.dataset_families import cases_of, effects_of_families, family_pairs, pairs_of_families
 from repsim.study.dataset_pairs import pairs_of_models
 from repsim.study.design import Design, Pair
-from repsim.study.estimation import Estimates, halves
+from repsim.study.estimation import Estimates, splits_for
 from repsim.study.gram_passes import Kernels, permuted_values
 from repsim.study.indices import RAW, TWINS, Indices, Maps, cross_fitted, matches_on, mean_over_splits
 from repsim.study.inference import Inference
@@ -194,9 +197,10 @@ def null(simulation: Simulation, n: int = 100, count: int = 199) -> Iterator[Cel
         def one(run: int, seed: int = seed, kind: str = kind, control: str | None = control) -> Numbers:
             drawn = unrelated(np.random.default_rng([1, seed, run]), kind, n, control=control)
             R, key = drawn.cka(), ("input" if control else RAW, "a x b")
-            indices = Indices(_PAIR, drawn.positions, len(R), {})
+            parts = permutation_nulls.reduced(drawn, _PAIR, [Block(_PAIR.members, _PAIR.members)])
+            kinds = [RAW, "input"] if control else [RAW]
             tested = permutation_nulls.cka_nulls(
-                drawn, indices, lambda of, _: of.permutations(count, run), memory=_MEMORY
+                parts, kinds, lambda of, _: of.permutations(count, run), memory=_MEMORY
             )
             ps = p_value(tested[key].observed, tested[key].permuted)
             naive = {} if control else {"smallest p of a layer pair": smallest(drawn, R)}
@@ -426,7 +430,7 @@ def intervals(study: Inference) -> Iterator[tuple[str, float, float]]:
                 yield f"{word}{suffix}", low, high
     for share in ("input", "universal", "family", "seed"):
         columns = [indices.column_of["share", "trained", str(d), share] for d in range(indices.depths)]
-        interval = jackknife(study.theta[columns].mean(), study.left_out[:, columns].mean(1))
+        interval = jackknife(study.theta[columns].mean(), study.left_out(columns).mean(1))
         yield f"share: {share}, mean over depths", float(interval.low), float(interval.high)
 
 
@@ -687,12 +691,17 @@ def without_intervals(design: Design, kernels: AnyKernels, seed: int) -> Inferen
     def along(maps: Maps) -> Indices:
         return Indices(design, kernels.positions, size, maps)
 
-    by_split, maps = cross_fitted(along, halves(of, tuning.current().halvings, seed, lambda: None))
+    halves = draw_halves(of.unit_of, splits_for(of.n), seed)
+    sums = sums_of(kernels)(of, sides(Block(design.members, design.members), design, of.positions), halves)
+    parts, maps = cross_fitted(along, sums.halves())
+    indices = along(maps)
+    by_split = indices.assembled(parts)
     theta = mean_over_splits(by_split)
     none, unknown = np.full((2, len(theta)), np.nan), np.full((1, size, size), np.nan)
     return evidence_of(
-        design, kernels, Estimates(unknown, along(maps), theta, theta, by_split, none, {}, (np.nan,), None)
-    )
+        design, kernels,
+        Estimates(unknown, indices, theta, theta, by_split, none, {}, (np.nan,), np.full(size, np.nan), None),
+    )  # fmt: skip
 
 
 def by_the_rule_of_0_2(study: Inference) -> float:

@@ -13,6 +13,10 @@ import torch
 from click.testing import CliRunner
 from scipy.stats import kstest
 
+from repsim.runtime.processes import ALONE
+from repsim.study.block_sums import draw_halves
+from repsim.study.blocks import Block, sides
+
 ROOT = Path(__file__).parents[2]
 Values = Callable[[str, str], list[float]]
 
@@ -93,25 +97,29 @@ def both(script: ModuleType) -> tuple[Any, Any]:
     return script.FeatureKernels(tuple(layers), of), script.gram_kernels(layers, of)
 
 
-def test_kernels_from_features_are_those_of_a_study(both: tuple[Any, Any]) -> None:
+def test_kernels_from_features_are_those_of_a_study(script: ModuleType, both: tuple[Any, Any]) -> None:
     of_features, of_grams = both
     np.testing.assert_allclose(of_features.values(), of_grams.values(), atol=1e-6)
-    sweeps = of_features.leave_one_out(0), of_grams.leave_one_out(2**29)
-    one, other = (np.concatenate(list(sweep.runs(lambda: None))) for sweep in sweeps)
-    np.testing.assert_allclose(one, other, atol=1e-6)
-    np.testing.assert_allclose(sweeps[0].full_values, sweeps[1].full_values, atol=1e-6)
-    halves = of_features.halves(2, 5), of_grams.halves(2, 5)
-    np.testing.assert_array_equal(*halves)
+    np.testing.assert_array_equal(of_features.unit_of, of_grams.unit_of)
+    design, halves = script.families(1, 2, 0, layers=2), draw_halves(of_grams.unit_of, 2, 5)
+    block = sides(Block(design.members, design.members), design, of_grams.positions)
+    sums = [script.sums_of(of)(of, block, halves, cubes=False, room=0, panel=17, tile=9, held=2) for of in both]
+    for of in sums:
+        of.compute(ALONE, lambda: None)
+    for one, other in zip(*(of.halves() for of in sums), strict=True):
+        for a, b in zip(one, other, strict=True):
+            np.testing.assert_allclose(a.values, b.values, atol=1e-6)
+    np.testing.assert_allclose(*(of.every.values for of in sums), atol=1e-6)
+    np.testing.assert_allclose(*(of.without(slice(3, 60)).values for of in sums), atol=1e-6)
     selected = np.array([0, 3, 4])
-    one, other = (k.values_on(halves[0][1][0], selected) for k in both)
-    np.testing.assert_allclose(one, other, atol=1e-6)
+    np.testing.assert_allclose(*(of.values_on(halves.samples(2), selected) for of in both), atol=1e-6)
 
 
 def test_some_of_the_networks_have_the_values_of_all(script: ModuleType, both: tuple[Any, Any]) -> None:
     design = script.families(1, 1, 0, layers=2)
     part, rows = script.some_of(both[0], design), [0, 1, 4]
     np.testing.assert_array_equal(part.positions["input"], [2])
-    full, fewer = both[0].leave_one_out(0), part.leave_one_out(0)
+    full, fewer = both[0].sweep, part.sweep
     np.testing.assert_array_equal(fewer.left_out, full.left_out[:, :, rows][..., rows])
     np.testing.assert_array_equal(fewer.full_values, full.full_values[:, rows][..., rows])
     samples = np.arange(30)

@@ -4,11 +4,23 @@ from itertools import combinations, product
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.linalg import hadamard
 
+from repsim.engine.resampling import random_permutations
 from repsim.results.variables import CONTROL_PAIRS
 
 Array = NDArray[np.float64]
 Flags = NDArray[np.bool_]
+
+
+def balanced_halves(n: int, splits: int, seed: int) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """Divide samples into halves by the signs of a Hadamard matrix; a row is a cell of equally many samples."""
+    cells = 1 << splits.bit_length()
+    cell = np.empty(n, int)
+    for k, sample in enumerate(random_permutations(n, 1, seed)[0]):
+        cell[sample] = k % cells
+    signs = hadamard(cells)[cell, 1 : 1 + splits]
+    return [(np.flatnonzero(column > 0), np.flatnonzero(column < 0)) for column in signs.T]
 
 
 def unit_kernel(x: Array) -> Array:

@@ -30,7 +30,7 @@ from repsim.study.multiple_tests import benjamini_hochberg, holm
 from repsim.study.uncertainty import jackknife
 from repsim.study.universality import universality
 from repsim.testing.examples import TRAINED, Array, write_network, write_networks
-from tests.study.references import cosines, unit_kernel, without
+from tests.study.references import balanced_halves, cosines, unit_kernel, without
 
 N, COUNT, LABELS = 32, 39, np.arange(32) % 4
 
@@ -183,8 +183,7 @@ def by_halves(case: Case, kind: str, a: str, b: str) -> float:
     The jackknife's estimate of the bias of a ratio, twice as large in half of the samples, is subtracted.
     """
     values, weights = [], []
-    for order in random_permutations(N, 8, 2):
-        halves = np.sort(order[: N // 2]), np.sort(order[N // 2 :])
+    for halves in balanced_halves(N, 8, 2):
         S = [case.between(kind, a, b, half) for half in halves]
         values.append(float(split_half(*S)))
         weights += [LayerMaps(*best_maps(one)).weights for one in S]
@@ -274,8 +273,8 @@ def test_agreement_is_how_much_a_sample_moves_the_mean_index(case: Case) -> None
     """
     pairs = [(a, b) for a in TRAINED[:2] for b in TRAINED[2:]]
     weights = {pair: np.zeros((3, 3)) for pair in pairs}
-    for order in random_permutations(N, 8, 2):
-        for half in (np.sort(order[: N // 2]), np.sort(order[N // 2 :])):
+    for halves in balanced_halves(N, 8, 2):
+        for half in halves:
             for a, b in pairs:
                 S = case.unit(a, half) @ case.unit(b, half).T
                 weights[a, b] += np.eye(3)[best_match(S).columns] / 16 / 3 / 2

@@ -10,14 +10,13 @@ import pytest
 import xarray as xr
 from scipy import stats
 
-from repsim.engine.resampling import random_permutations
 from repsim.results.variables import CONTROL_PAIRS
 from repsim.runtime import tuning
 from repsim.study import controls
 from repsim.study.design import design
 from repsim.study.universality import universality
 from repsim.testing.examples import Array, write_networks
-from tests.study.references import all_choices, slow_excess, slow_variance, unit_kernel, without
+from tests.study.references import all_choices, balanced_halves, slow_excess, slow_variance, unit_kernel, without
 
 N, DEPTH, SEED, SPLITS = 24, 2, 3, 2
 CNN = ("cnn.seed0", "cnn.seed1", "cnn+random-seed0", "cnn+random-seed1")
@@ -70,8 +69,7 @@ class Slow:
         """
         measured_by_pair: dict[tuple[str, str], list[float]] = {pair: [] for pair in pairs}
         maps: dict[tuple[str, str], list[Maps]] = {pair: [] for pair in pairs}
-        for order in random_permutations(N, SPLITS, SEED):
-            halves = [np.sort(order[: N // 2]), np.sort(order[N // 2 :])]
+        for halves in balanced_halves(N, SPLITS, SEED):
             for first, second in (halves, halves[::-1]):
                 matched, measured = self.vectors(first, in_energy=False), self.vectors(second, in_energy=self.in_energy)
                 for a, b in pairs:

@@ -4,13 +4,16 @@ import numpy as np
 import pytest
 import torch
 
+from repsim.engine.null_moments import cubic_moments
 from repsim.metrics.recipes.gram import CentredGram
 from repsim.study.dimension import effective_dimension
 from tests.study.references import Array
 
 
 def estimate(x: Array) -> float:
-    return effective_dimension(CentredGram()(torch.from_numpy(x)))
+    gram = CentredGram()(torch.from_numpy(x))
+    (moments,) = cubic_moments([gram])
+    return effective_dimension(gram, moments.norm2)
 
 
 @pytest.mark.parametrize(("n", "p"), [(20, 6), (20, 20), (12, 40)])

@@ -8,6 +8,9 @@ import numpy as np
 import pytest
 
 from repsim.metrics.recipes.groups import Groups
+from repsim.runtime.processes import ALONE
+from repsim.study.block_sums import BlockSums, block_sums, draw_halves
+from repsim.study.blocks import Sides
 from repsim.study.controls import Control
 from repsim.study.design import Design, design
 from repsim.study.gram_passes import Kernels, kernels, sources
@@ -68,17 +71,36 @@ def test_values_on_a_subset_of_the_samples(study: tuple[Design, list[Control]]) 
     np.testing.assert_allclose(early[1:, 1:], V @ V.T, atol=1e-12)
 
 
+def sums_of(passes: Kernels) -> BlockSums:
+    """Sum all layers and controls in one block, in small panels and tiles."""
+    everything = np.arange(len(passes.names))
+    halves = draw_halves(passes.unit_of, 2, seed=0)
+    sums = block_sums(passes, Sides(everything, everything), halves, cubes=True, room=6_000, panel=11, tile=4)
+    sums.compute(ALONE, lambda: None)
+    return sums
+
+
 def test_without_each_sample(study: tuple[Design, list[Control]]) -> None:
-    sweep = prepared(study).leave_one_out(6_000)
-    runs = list(sweep.runs(lambda: None))
-    assert len(runs) > 1
-    values = np.concatenate(runs)[:, 0]
+    sums = sums_of(prepared(study))
+    values = np.concatenate([sums.without(run).values for run in (slice(0, 7), slice(7, N))])[:, 0]
+    every = sums.every.values[0]
     V = np.stack([unit_kernel(x) for x in features(study)])
-    np.testing.assert_allclose(sweep.full_values[0], V @ V.T, atol=1e-12)
-    assert np.linalg.eigvalsh(sweep.full_values[0]).min() > -1e-12
-    for i in (0, 15, 29):
+    np.testing.assert_allclose(every, V @ V.T, atol=1e-12)
+    np.testing.assert_array_equal(np.diagonal(every), np.ones(len(V)))
+    assert np.linalg.eigvalsh(every).min() > -1e-12
+    for i in range(N):
         V = np.stack([unit_kernel(np.delete(x, i, 0)) for x in features(study)])
         np.testing.assert_allclose(values[i], V @ V.T, atol=1e-11)
+
+
+def test_on_halves(study: tuple[Design, list[Control]]) -> None:
+    passes = prepared(study)
+    sums = sums_of(passes)
+    for split, both in enumerate(sums.halves()):
+        for k, of_half in enumerate(both):
+            samples = sums.drawn.samples(2 * split + k)
+            expected = passes.values_on(samples, np.arange(len(passes.names)))
+            np.testing.assert_allclose(of_half.values, expected, atol=1e-11)
 
 
 def test_reduce(study: tuple[Design, list[Control]]) -> None:
@@ -114,12 +136,16 @@ def test_similarity_within_classes(study: tuple[Design, list[Control]]) -> None:
     np.testing.assert_allclose(passes.values()[1], expected(np.arange(N)), atol=1e-12)
     part = np.flatnonzero(np.arange(N) % 3 > 0)
     np.testing.assert_allclose(passes.values_on(part, np.arange(len(passes.names)))[1], expected(part), atol=1e-12)
-    for room in (2**20, 6_000):
-        sweep = passes.leave_one_out(room)
-        values = np.concatenate(list(sweep.runs(lambda: None)))[:, 1]
-        np.testing.assert_allclose(sweep.full_values[1], passes.values()[1], atol=1e-12)
-        for i in range(N):
-            np.testing.assert_allclose(values[i], expected(np.delete(np.arange(N), i)), atol=1e-11)
+    sums = sums_of(passes)
+    np.testing.assert_allclose(sums.every.values[1], passes.values()[1], atol=1e-12)
+    values = sums.without(slice(0, N)).values[:, 1]
+    for i in range(N):
+        np.testing.assert_allclose(values[i], expected(np.delete(np.arange(N), i)), atol=1e-11)
+    for split, both in enumerate(sums.halves()):
+        for k, of_half in enumerate(both):
+            with np.errstate(invalid="ignore"):  # a half whose samples that are not alone are of one class has NaN
+                of_samples = expected(sums.drawn.samples(2 * split + k))
+            np.testing.assert_allclose(of_half.values[1], of_samples, atol=1e-11)
 
 
 def test_similarity_within_classes_without_a_group(study: tuple[Design, list[Control]]) -> None:

@@ -10,8 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from repsim.runtime.processes import ALONE
 from repsim.study import controls
+from repsim.study.block_sums import block_sums, draw_halves
+from repsim.study.blocks import Sides
 from repsim.study.design import Design, Member, Pair, design
+from repsim.study.estimation import without_each
 from repsim.study.gram_passes import Kernels, kernels
 from repsim.study.indices import RAW, TWINS, Indices, cross_fitted, matches_on, mean_over_splits
 from repsim.study.layer_matching import LayerMaps
@@ -249,13 +253,19 @@ def test_a_twin_of_both_layers_is_projected_out_once(case: Case) -> None:
         assert value == pytest.approx(float(w @ x / np.sqrt((w @ w) * (x @ x))), abs=1e-10)
 
 
-def runs(case: Case, room: int) -> Iterator[Array]:
-    return case.kernels.leave_one_out(room).runs(lambda: None)
+def all_left_out(case: Case) -> tuple[Array, dict[str, Array]]:
+    """Return all indices without each sample, and standard errors by the kind of control."""
+    everything, indices = np.arange(len(case.kernels.names)), case.indices
+    halves = draw_halves(case.kernels.unit_of, 1, seed=0)
+    sums = block_sums(case.kernels, Sides(everything, everything), halves, cubes=False, room=0)
+    sums.compute(ALONE, lambda: None)
+    parts, errors = without_each(indices, sums.every, sums.without, N)
+    return indices.assembled(parts), dict(zip(indices.conditions, errors, strict=True))
 
 
 @pytest.fixture(scope="module")
 def left_out(case: Case) -> tuple[Array, dict[str, Array]]:
-    return case.indices.without_each(case.R, runs(case, 2**29))
+    return all_left_out(case)
 
 
 def test_without_each_sample_everything_is_recomputed(case: Case, left_out: tuple[Array, dict[str, Array]]) -> None:
@@ -280,8 +290,9 @@ def test_errors_of_layers_are_those_of_the_replicates(case: Case, left_out: tupl
 def test_pieces_give_what_the_whole_gives(
     case: Case, left_out: tuple[Array, dict[str, Array]], tuned: Callable[..., None]
 ) -> None:
-    tuned(jackknife_memory=1)  # one sample at a time
-    rows, errors = case.indices.without_each(case.R, runs(case, 100_000))  # and a few samples in each run
+    size = case.R.size * 8
+    tuned(jackknife_memory=7 * size)  # seven samples at a time
+    rows, errors = all_left_out(case)
     np.testing.assert_allclose(rows, left_out[0], atol=1e-12)
     for kind, expected in left_out[1].items():
         np.testing.assert_allclose(errors[kind], expected, atol=1e-9)
@@ -368,7 +379,7 @@ def test_a_split_without_a_value_does_not_count(case: Case) -> None:
             return replace(case.indices, maps=maps, best=None)
 
         numbers, maps = cross_fitted(along_maps, iter(halves))
-        return dict(zip(along_maps(maps).names, mean_over_splits(numbers), strict=True))
+        return dict(zip(along_maps(maps).parts, mean_over_splits(numbers), strict=True))
 
     complete, partly, never = values(whole), values(whole, lost), values(lost)
     with_first, others = ("index", RAW, "cnn.seed0 x vit.seed0"), ("index", RAW, "cnn.seed1 x vit.seed0")

@@ -21,7 +21,7 @@ from repsim.study import other_measures
 from repsim.study.chance import calibrated, p_value, threshold
 from repsim.study.design import Design, Pair, design
 from repsim.study.layer_matching import mbm
-from repsim.study.other_measures import MeasureResult, measure
+from repsim.study.other_measures import MeasureResult, Setting, measure
 from repsim.study.uncertainty import half_samples
 from repsim.study.universality import universality
 from repsim.testing.examples import TRAINED, UNTRAINED, Array, unrelated_layers, write_network, write_networks
@@ -52,8 +52,7 @@ def layers(study: Design, model: int) -> list[Array]:
 
 def run_measure(study: Design, spec: str, **options: Any) -> MeasureResult:
     both = [*study.pairs, *chain(*study.controls_of(study.pairs[0]).values())]
-    settings = {"device": "cpu", "memory": None, "seed": 3, **options}
-    return measure(registry.get(spec), both, study.pairs, ORDERS, **settings)
+    return measure(registry.get(spec), Setting(both, study.pairs, ORDERS, **{"seed": 3, **options}))
 
 
 def test_values_and_chance_of_neighbours(study: Design) -> None:
@@ -109,7 +108,7 @@ def test_unaffordable_permutations_are_reported(study: Design, tuned: Callable[.
     assert np.isfinite(few.values[study.pairs[0].name]).all()
     tuned(study_seconds=19.5 * seconds)
     orders = random_permutations(N, 30, 0)
-    limited = measure(registry.get("svcca"), study.pairs, study.pairs, orders, device="cpu", memory=None, seed=0)
+    limited = measure(registry.get("svcca"), Setting(study.pairs, study.pairs, orders))
     assert limited.notes[0] == "19 of 30 permutations are affordable at this size"
     np.testing.assert_array_equal(
         limited.permuted[study.pairs[0].name], run_measure(study, "svcca").permuted[study.pairs[0].name]
@@ -135,7 +134,7 @@ def test_unpaired_measures_are_not_permuted(study: Design) -> None:
 
 
 def test_no_pairs(study: Design) -> None:
-    alone = measure(registry.get("svcca"), [], [], ORDERS, device="cpu", memory=None, seed=0)
+    alone = measure(registry.get("svcca"), Setting([], [], ORDERS))
     assert (alone.values, alone.notes) == ({}, [])
 
 
@@ -226,7 +225,7 @@ def test_values_that_are_not_determined_are_cautions_of_the_pair(tmp_path: Path)
     b = write_store(tmp_path / "b.h5", {"x": np.c_[shared, rng.normal(size=(N * 4, 3))]}, model="b")
     pairs = design([a, b]).pairs
     orders = random_permutations(N * 4, COUNT, 0)
-    measured = measure(registry.get("pwcca"), pairs, pairs, orders, device="cpu", memory=None, seed=0)
+    measured = measure(registry.get("pwcca"), Setting(pairs, pairs, orders))
     assert [text.partition(",")[0] for text in measured.cautions["a x b"]] == ["the value is not determined"]
 
 
@@ -255,5 +254,4 @@ def test_half_samples_are_of_whole_groups(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def run(study: Design, orders: np.ndarray, groups: Groups) -> MeasureResult:
-    pairs, metric = study.pairs, registry.get("procrustes")
-    return measure(metric, pairs, pairs, orders, device="cpu", memory=None, seed=0, groups=groups)
+    return measure(registry.get("procrustes"), Setting(study.pairs, study.pairs, orders, groups=groups))

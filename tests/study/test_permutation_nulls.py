@@ -8,6 +8,7 @@ import pytest
 
 from repsim.engine.resampling import permuted, random_permutations
 from repsim.study import controls, permutation_nulls
+from repsim.study.blocks import Block, blocks, divide
 from repsim.study.chance import p_value
 from repsim.study.design import Design, design
 from repsim.study.gram_passes import Kernels, kernels
@@ -19,6 +20,7 @@ from tests.study.references import unit_kernel, without
 N, COUNT = 24, 12
 ORDERS = random_permutations(N, COUNT, 5)
 Study = tuple[Design, list[controls.Control], Kernels, Indices]
+KINDS = (RAW, "input", "labels")
 
 
 @pytest.fixture(scope="module")
@@ -38,8 +40,13 @@ def draw(kernels: Kernels, samples: np.ndarray) -> np.ndarray:
     return ORDERS if len(samples) == N else random_permutations(len(samples), COUNT, 6)
 
 
+def parts_of(study: Study, most: int = 100) -> list[permutation_nulls.Reduced]:
+    """Divide a study into blocks of at most this many layers."""
+    return permutation_nulls.reduced(study[2], study[0], blocks(divide(study[0].members, most)))
+
+
 def of_cka(study: Study) -> dict[tuple[str, str], permutation_nulls.Null]:
-    return permutation_nulls.cka_nulls(study[2], study[3], draw, memory=2**30)
+    return permutation_nulls.cka_nulls(parts_of(study), KINDS, draw, memory=2**30)
 
 
 def features(study: Study) -> dict[str, list[Array]]:
@@ -95,12 +102,30 @@ def test_observed_is_the_index_of_the_study(study: Study) -> None:
 def test_runs_of_permutations_are_one_after_the_other(study: Study, tuned: Callable[..., None]) -> None:
     whole, steps = of_cka(study), []
     tuned(permutations_at_once=5)
-    parts = permutation_nulls.cka_nulls(
-        study[2], study[3], draw, memory=2**30, progress=lambda *done: steps.append(done)
+    in_runs = permutation_nulls.cka_nulls(
+        parts_of(study), KINDS, draw, memory=2**30, progress=lambda *done: steps.append(done)
     )
-    assert steps == [(done, 2 * COUNT) for done in range(1, 2 * COUNT + 1)]
+    assert steps == [(done, 6) for done in range(1, 7)]  # permutations 0 to 4, 5 to 9, and the rest, of two kinds
+    assert in_runs.keys() == whole.keys()
     for key, null in whole.items():
-        np.testing.assert_allclose(parts[key].permuted, null.permuted, atol=1e-13)
+        np.testing.assert_allclose(in_runs[key].permuted, null.permuted, atol=1e-13)
+        np.testing.assert_array_equal(in_runs[key].observed, null.observed)
+
+
+def test_blocks_of_models_give_what_the_whole_gives(study: Study) -> None:
+    """Every pair of trained models is in one block, also if one model of the block is untrained."""
+    whole, layers = of_cka(study), len(study[0].trained[0].layers)
+    for most in (layers, 2 * layers):
+        parts = parts_of(study, most)
+        names = [pair.name for part in parts for pair in part.pairs]
+        assert sorted(names) == sorted(pair.name for pair in study[0].pairs)
+        divided = permutation_nulls.cka_nulls(parts, KINDS, draw, memory=2**30)
+        assert divided.keys() == whole.keys()
+        for key, null in whole.items():
+            np.testing.assert_allclose(divided[key].permuted, null.permuted, atol=1e-6)
+            np.testing.assert_allclose(divided[key].observed, null.observed, atol=1e-6)
+            if key[0] == RAW:
+                np.testing.assert_allclose(divided[key].permuted, null.permuted, atol=1e-12)
 
 
 def test_many_samples_are_cut_to_leading_components(study: Study, tuned: Callable[..., None]) -> None:
@@ -118,8 +143,8 @@ def test_many_samples_are_cut_to_leading_components(study: Study, tuned: Callabl
 
 def test_one_model_has_nothing_to_permute(study: Study) -> None:
     alone = Design(study[0].trained[:1], ())
-    indices = Indices(alone, study[3].positions, study[3].size, {})
-    assert permutation_nulls.cka_nulls(study[2], indices, draw, memory=2**30) == {}
+    parts = permutation_nulls.reduced(study[2], alone, [Block(alone.members, alone.members)])
+    assert permutation_nulls.cka_nulls(parts, KINDS, draw, memory=2**30) == {}
 
 
 def test_statistics() -> None:

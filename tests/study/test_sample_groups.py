@@ -8,7 +8,10 @@ import numpy as np
 import pytest
 
 from repsim.errors import InvalidInputError
+from repsim.runtime.processes import ALONE
 from repsim.stores.store import ActivationStore
+from repsim.study.block_sums import block_sums, draw_halves
+from repsim.study.blocks import Sides
 from repsim.study.controls import Control
 from repsim.study.design import design
 from repsim.study.gram_passes import Kernels, kernels, permuted_values
@@ -79,9 +82,14 @@ def test_kernels_leave_out_pairs_within_groups(grouped: tuple[Kernels, list[np.n
     assert (passes.n, passes.units) == (N, 10)
     assert passes.unit_of.tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7, 8, 9, 9, 8]
     np.testing.assert_allclose(passes.values()[0], values(layers, np.arange(N)), atol=1e-5)
-    sweep = passes.leave_one_out(2**20)
-    assert sweep.cubes is None
-    left_out = np.concatenate(list(sweep.runs(lambda: None)))[:, 0]
+    everything = np.arange(len(passes.names))
+    sums = block_sums(
+        passes, Sides(everything, everything), draw_halves(passes.unit_of, 2, seed=0), cubes=True, room=2**20
+    )
+    sums.compute(ALONE, lambda: None)
+    assert sums.cubes is None
+    np.testing.assert_allclose(sums.every.values[0], values(layers, np.arange(N)), atol=1e-5)
+    left_out = np.concatenate([sums.without(run).values for run in (slice(0, 3), slice(3, 10))])[:, 0]
     assert left_out.shape == (10, len(layers), len(layers))
     for unit in range(10):
         np.testing.assert_allclose(left_out[unit], values(layers, np.flatnonzero(passes.unit_of != unit)), atol=1e-5)
@@ -89,13 +97,15 @@ def test_kernels_leave_out_pairs_within_groups(grouped: tuple[Kernels, list[np.n
 
 def test_halves_are_of_whole_groups(grouped: tuple[Kernels, list[np.ndarray]]) -> None:
     passes, layers = grouped
-    drawn = passes.halves(5, seed=0)
+    halves = draw_halves(passes.unit_of, 5, seed=0)
+    assert halves.splits == 3  # four cells of two or three groups
+    drawn = [(halves.samples(2 * k), halves.samples(2 * k + 1)) for k in range(halves.splits)]
     for first, second in drawn:
         assert sorted([*first, *second]) == list(range(N))
         assert set(passes.unit_of[first]) & set(passes.unit_of[second]) == set()
         np.testing.assert_allclose(passes.values_on(first, np.array([0, 3]))[0], values([layers[0], layers[3]], first),
                                    atol=1e-5)  # fmt: skip
-    assert len({tuple(first) for first, _ in drawn}) > 1
+    assert len({tuple(first) for first, _ in drawn}) == 3
 
 
 @pytest.mark.parametrize("reduced", [False, True])
@@ -116,6 +126,9 @@ def test_permutations_exchange_whole_groups(grouped: tuple[Kernels, list[np.ndar
 def test_without_groups_units_are_samples(tmp_path: Path, stack: ExitStack) -> None:
     passes = kernels(design(written(stack, tmp_path, a=None, b=None)), [], "cpu", keep=True, step=lambda: None)
     assert (passes.groups, passes.units, passes.unit_of.tolist()) == (None, N, list(range(N)))
-    first, second = passes.halves(1, 0)[0]
-    assert len(first) == len(second) == N // 2
-    assert passes.leave_one_out(2**20).cubes is not None
+    halves = draw_halves(passes.unit_of, 1, seed=0)
+    assert len(halves.samples(0)) == len(halves.samples(1)) == N // 2
+    everything = np.arange(len(passes.names))
+    sums = block_sums(passes, Sides(everything, everything), halves, cubes=True, room=0)
+    sums.compute(ALONE, lambda: None)
+    assert sums.cubes is not None

@@ -1,0 +1,198 @@
+"""A study in several blocks of models equals the study in one, and a plan fits into its memory or is refused."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import xarray as xr
+
+from repsim.engine.checkpoints import Checkpoints
+from repsim.engine.planning import Limits
+from repsim.errors import TooLittleMemoryError
+from repsim.metrics.recipes.groups import Groups
+from repsim.study import controls
+from repsim.study.blocks import blocks, divide
+from repsim.study.design import Design, design
+from repsim.study.estimation import Estimates, estimate
+from repsim.study.gram_passes import Kernels, kernels
+from repsim.study.planning import StudyPlan, base_memory, plan_study, shape_of
+from repsim.study.units import Sharing
+from repsim.study.universality import universality
+from repsim.testing.examples import TRAINED, UNTRAINED, write_networks
+
+N = 40
+MODELS = (*TRAINED, *UNTRAINED)
+
+
+@dataclass
+class Case:
+    design: Design
+    controls: list[controls.Control]
+    kernels: Kernels
+    plan: StudyPlan
+
+    def estimate(self, plan: StudyPlan, sharing: Sharing | None = None) -> Estimates:
+        return estimate(
+            self.design, self.kernels, plan, seed=1, steps=lambda _: lambda *_: None, controls=self.controls,
+            sharing=sharing,
+        )  # fmt: skip
+
+    def divided(self, most: int) -> StudyPlan:
+        """Return a plan with groups of at most this many layers."""
+        groups = divide(self.design.members, most)
+        return replace(self.plan, groups=groups, blocks=blocks(groups))
+
+
+def make(folder: Path, stack: ExitStack, groups: np.ndarray | None = None) -> Case:
+    rng = np.random.default_rng(4)
+    stores = write_networks(folder, rng, N, learned=0.7, seen=0.6, models=MODELS, depth=3)
+    built = design([stack.enter_context(store) for store in stores])
+    if groups is not None:
+        built = replace(built, groups=Groups.of(groups))
+    study_controls, classes = controls.inputs(built.stores), controls.classes(built)
+    passes = kernels(built, study_controls, "cpu", classes=classes, keep=True, step=lambda: None)
+    shape = shape_of(built, controls=[c.features.shape[1] for c in study_controls], classes=classes, metrics=[],
+                     permutations=19, splits=4)  # fmt: skip
+    return Case(built, study_controls, passes, plan_study(shape, built, Limits(2**40, 0, "cpu")))
+
+
+@pytest.fixture(scope="module", params=["samples", "groups"])
+def case(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[Case]:
+    groups = None if request.param == "samples" else np.arange(N) % 4 + 4 * (np.arange(N) // 8)
+    with ExitStack() as stack:
+        yield make(tmp_path_factory.mktemp("stores"), stack, groups)
+
+
+@pytest.fixture(scope="module")
+def whole(case: Case) -> Estimates:
+    return case.estimate(case.plan)
+
+
+def assert_alike(one: Estimates, other: Estimates, atol: float) -> None:
+    assert one.indices.names == other.indices.names
+    assert one.null_variances == other.null_variances
+    for name in ("matrices", "theta", "theta_of_all", "splits", "changes", "squares"):
+        np.testing.assert_allclose(getattr(one, name), getattr(other, name), atol=atol, err_msg=name)
+    assert (one.cubes is None) == (other.cubes is None)
+    if one.cubes is not None and other.cubes is not None:
+        np.testing.assert_allclose(one.cubes, other.cubes, atol=atol * np.nanmax(np.abs(other.cubes)))
+    assert one.errors.keys() == other.errors.keys()
+    for kind, values in one.errors.items():
+        np.testing.assert_allclose(values, other.errors[kind], atol=atol, err_msg=kind)
+    for maps, others in ((one.indices.maps, other.indices.maps), (one.indices.best, other.indices.best)):
+        assert maps is not None
+        assert others is not None
+        for key, of_pair in maps.items():
+            np.testing.assert_allclose(of_pair.weights, others[key].weights, atol=1e-12)
+
+
+def test_few_models_are_one_block(case: Case) -> None:
+    assert len(case.plan.blocks) == 1
+    assert case.plan.groups == [case.design.members]
+
+
+@pytest.mark.parametrize("most", [3, 6, 9, 15])
+def test_blocks_of_models_give_what_the_whole_gives(case: Case, whole: Estimates, most: int) -> None:
+    """Groups of one to five models: every index, its values on splits and without each sample, and all errors."""
+    plan = case.divided(most)
+    assert len(plan.groups) == -(-8 * 3 // most)
+    assert_alike(case.estimate(plan), whole, 1e-9)
+
+
+def test_the_matrix_is_symmetric_with_one_on_the_diagonal(case: Case, whole: Estimates) -> None:
+    for estimates in (whole, case.estimate(case.divided(6))):
+        R = estimates.matrices
+        np.testing.assert_array_equal(R, R.swapaxes(-1, -2))
+        np.testing.assert_array_equal(np.diagonal(R[0]), 1)
+        assert np.isfinite(R).all()
+
+
+def test_without_gives_the_indices_without_each_unit(whole: Estimates) -> None:
+    columns = [0, 3, len(whole.indices.names) - 1]
+    np.testing.assert_array_equal(whole.without(columns), (whole.theta_of_all - whole.changes)[:, columns])
+    assert whole.units == len(whole.changes)
+
+
+def test_finished_blocks_are_read_again_to_the_bit(case: Case, tmp_path: Path) -> None:
+    plan, sharing = case.divided(9), Sharing(Checkpoints(tmp_path / "parts", keep=True))
+    first = case.estimate(plan, sharing)
+    parts = {path: path.stat().st_mtime_ns for path in (tmp_path / "parts").glob("*.part")}
+    assert len(parts) == len(plan.blocks) == 6
+    removed = sorted(parts)[2]
+    removed.unlink()
+    again = case.estimate(plan, sharing)
+    now = {path: path.stat().st_mtime_ns for path in (tmp_path / "parts").glob("*.part")}
+    assert now.keys() == parts.keys()
+    assert [path for path in parts if now[path] != parts[path]] == [removed]
+    for field in fields(Estimates):
+        if isinstance(values := getattr(first, field.name), np.ndarray):
+            np.testing.assert_array_equal(values, getattr(again, field.name))
+    for kind, values in first.errors.items():
+        np.testing.assert_array_equal(values, again.errors[kind])
+
+
+def test_a_block_of_other_settings_is_not_read(case: Case, tmp_path: Path) -> None:
+    sharing = Sharing(Checkpoints(tmp_path / "parts", keep=True))
+    for _ in range(2):
+        case.estimate(case.plan, sharing)
+    assert len(list((tmp_path / "parts").glob("*.part"))) == 1
+    case.estimate(replace(case.plan, panel=case.plan.panel // 2), sharing)
+    moved = [replace(one, features=one.features + 1) for one in case.controls]
+    replace_controls = Case(case.design, moved, case.kernels, case.plan)
+    replace_controls.estimate(case.plan, sharing)
+    assert len(list((tmp_path / "parts").glob("*.part"))) == 3
+
+
+# Memory
+
+
+def numbers(study: xr.Dataset) -> dict[str, np.ndarray]:
+    return {str(name): of.values for name, of in study.variables.items() if of.dtype.kind == "f"}
+
+
+def least_memory(case: Case) -> int:
+    """Return the least memory that is enough for the study."""
+    with pytest.raises(TooLittleMemoryError) as caught:
+        plan_study(case.plan.shape, case.design, Limits(2**20, base_memory("cpu"), "cpu"))
+    return caught.value.needed
+
+
+def test_too_little_memory_is_refused_in_one_line(case: Case) -> None:
+    with pytest.raises(TooLittleMemoryError, match=r"a study of 24 layers of 40 samples takes .* at least") as caught:
+        plan_study(case.plan.shape, case.design, Limits(2**20, base_memory("cpu"), "cpu"))
+    assert "\n" not in str(caught.value)
+    assert caught.value.allowed == 2**20
+    with pytest.raises(TooLittleMemoryError, match="24 layers"):
+        universality([member.store for member in case.design.members], ["cka"], memory="1MB", permutations=19)
+
+
+def test_a_plan_fits_into_its_memory(case: Case) -> None:
+    least = least_memory(case)
+    for memory in (least, 2 * least, 2**40):
+        made = plan_study(case.plan.shape, case.design, Limits(memory, base_memory("cpu"), "cpu"))
+        assert made.memory <= memory
+        assert sorted(m.name for group in made.groups for m in group) == sorted(m.name for m in case.design.members)
+    with pytest.raises(TooLittleMemoryError):
+        plan_study(case.plan.shape, case.design, Limits(least - 1, base_memory("cpu"), "cpu"))
+
+
+def test_a_study_in_the_least_memory_equals_one_in_plenty(tmp_path: Path, tuned: Any) -> None:
+    """Groups of single models, layers read again as needed, small panels."""
+    tuned(smallest_panel=16, panel=64)
+    with ExitStack() as stack:
+        case = make(tmp_path, stack)
+        stores, least = [member.store for member in case.design.members], least_memory(case)
+        plan = plan_study(case.plan.shape, case.design, Limits(least, base_memory("cpu"), "cpu"))
+        options: dict[str, Any] = {"permutations": 19, "draws": 50, "seed": 1}
+        tight = universality(stores, ["cka", "mutual_knn:k=4"], memory=least, **options)
+        plenty = universality(stores, ["cka", "mutual_knn:k=4"], memory=2**36, **options)
+    assert len(plan.groups) == len(MODELS)
+    assert not plan.kept
+    assert plan.panel == 16
+    for name, values in numbers(plenty).items():
+        np.testing.assert_allclose(numbers(tight)[name], values, atol=1e-8, err_msg=name)
+    assert tight.attrs["summary"] == plenty.attrs["summary"]
