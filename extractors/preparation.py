@@ -309,7 +309,7 @@ def move(batch: Any, device: torch.device, *, non_blocking: bool = False) -> Any
 
 def pin(batch: Any) -> Any:
     """Return a batch with all its tensors in pinned memory, from which a GPU copies while it computes."""
-    return _map(batch, lambda tensor: tensor if tensor.is_cuda else tensor.pin_memory())
+    return mapped(batch, lambda tensor: tensor if tensor.is_cuda else tensor.pin_memory())
 
 
 def copy(batch: Any) -> Any:

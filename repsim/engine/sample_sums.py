@@ -49,8 +49,7 @@ class _Panel:
     features: list[Tensor]
     """(samples, p) of each layer."""
     of_classes: list[Tensor]
-    """H (samples, classes) of each layer, such that A_ij - H[i, class of j] - H[j, class of i] is centred within
-    classes."""
+    """H (samples, classes) of each layer: A_ij - H[i, class of j] - H[j, class of i] is centred within classes."""
     transposed: list[Tensor]
     """The same, (classes, samples)."""
     own_class: Float64[Tensor, "layers subsets samples"]
@@ -73,8 +72,8 @@ class SampleSums(GramSweep):
     because it is invariant to offsets of rows and columns. The first sum is one of sums over pairs of cells.
 
     **Within classes.** Kernels of features minus the mean of their class, in pairs of different classes
-    (`repsim.metrics.recipes.within_classes`). With K_ij = A_ij and K_ii = x_i'x_i - 2 o_i, the mean G_ic of K_ij over the
-    samples j of class c, and M_cc' that of G_ic' over those of class c, the centred kernel is
+    (`repsim.metrics.recipes.within_classes`). With K_ij = A_ij and K_ii = x_i'x_i - 2 o_i, the mean G_ic of K_ij over
+    the samples j of class c, and M_cc' that of G_ic' over those of class c, the centred kernel is
 
         W_ij = K_ij - H_i,c(j) - H_j,c(i), with H_ic = G_ic - M_c(i)c / 2.
 
@@ -134,17 +133,17 @@ class SampleSums(GramSweep):
         bits = 2 * math.ceil(math.log2(self._n))
         self._unit, self._cube_unit = 2.0 ** (bits - _BITS), 2.0 ** (bits * 3 / 2 - _BITS)
         shape, layers, parts = (self.height, self.width), len(self.layers), self._subsets.shape[1]
-        self._sums: dict[str, Int64[Tensor, "..."]] = {}
+        self._sums: dict[str, Tensor] = {}
 
         def whole(name: str, *size: int) -> None:
             self._sums[name] = torch.zeros(size, dtype=torch.int64, device=self._place)
 
         self._keep, self._cubes = keep, cubes
         whole("cells", parts, parts, *shape)
-        whole("own of cells", parts, parts, layers)
+        whole("own cells", parts, parts, layers)
         if keep:
             whole("samples", self._n, *shape)
-            whole("own of samples", self._n, 0 if self.square else layers)
+            whole("own samples", self._n, 0 if self.square else layers)
         if cubes:
             whole("cubes", layers)
         if classes is not None:
@@ -251,31 +250,31 @@ class SampleSums(GramSweep):
         assert self._numbers is not None, "set together with the classes"
         samples, numbers = self._order[i].to(self._place), self._numbers[i].to(self.device)
         offsets, of_classes = self._offsets64[:, samples], self._class_offsets()
-        tables, own, members = [], [], self._members[:, samples].to(self.device)
+        tables, own = [], []
         for k, x in enumerate(features):
             means, shifts = self._means[k], of_classes[k].to(self.device, x.dtype)
             G = x @ means[0].T - offsets[k, :, None].to(x) - shifts[0]
             M = (means[0] @ means[0].T) - shifts[0] - shifts[0][:, None]
             tables.append((G - M[numbers] / 2).to(self.dtype).contiguous())
-            own.append(self._own_class(x, means, offsets[k].to(x), shifts, numbers, members).to(self.dtype))
+            own.append(self._own_class(k, x, numbers, samples).to(self.dtype))
         return _Panel(features, tables, [H.T.contiguous() for H in tables], torch.stack(own))
 
     def _own_class(
         self,
+        k: int,
         x: Float[Tensor, "samples p"],
-        means: Float[Tensor, "subsets classes p"],
-        offsets: Float[Tensor, " samples"],
-        shifts: Float[Tensor, "subsets classes"],
         numbers: Int64[Tensor, " samples"],
-        members: Bool[Tensor, "subsets samples"],
+        samples: Int64[Tensor, " samples"],
     ) -> Float[Tensor, "subsets samples"]:
-        """Return H of each sample's own class, in the subsets that have the sample; 0 in others."""
-        diagonal = means.square().sum(2) - 2 * shifts
+        """Return H of each sample's own class, for layer k, in the subsets that have the sample; 0 in others."""
+        offsets, shifts = self._offsets64[k, samples].to(x), self._class_offsets()[k].to(x)
+        diagonal = self._means[k].square().sum(2) - 2 * shifts
+        members = self._members[:, samples].to(x.device)
         own = x.new_zeros(members.shape)
         for s, member in enumerate(members):
             inside = member.nonzero()[:, 0]
             c = numbers[inside]
-            matching = torch.linalg.vecdot(means[s][c], x[inside]) - offsets[inside] - shifts[s][c]
+            matching = torch.linalg.vecdot(self._means[k][s][c], x[inside]) - offsets[inside] - shifts[s][c]
             own[s, inside] = matching - diagonal[s][c] / 2
         return own
 
@@ -312,16 +311,12 @@ class SampleSums(GramSweep):
                     centred = spare[2].view(shape)[k]
                     torch.sub(stack[k], x.of_classes[k][rows].index_select(1, cj), out=centred)
                     centred.sub_(y.transposed[k][:, columns].index_select(0, ci)).mul_(differ)
-            self._add_tile(stack, i, j, self._names("samples"), spare[1], weight)
+            self._add_tile(stack, i, j, "samples", spare[1])
             if kept:
-                self._add_tile(spare[2].view(shape), i, j, self._names("within"), spare[3], 0)
+                self._add_tile(spare[2].view(shape), i, j, "within", spare[3])
             if within:
-                self._add_same_class(stack, i, j, rows, columns, x, y, differ == 0, weight)
+                self._add_same_class(stack, i, j, x.own_class[:, :, rows], y.own_class[:, :, columns])
         return np.zeros(0)
-
-    @staticmethod
-    def _names(what: str) -> tuple[str, str]:
-        return what, "own of samples" if what == "samples" else "own within"
 
     def _tiles(self, left: slice, right: slice) -> Iterator[tuple[slice, slice]]:
         from repsim.metrics.algorithms.gram_space import tiles  # noqa: PLC0415
@@ -337,37 +332,34 @@ class SampleSums(GramSweep):
             yield cell, slice(start, start + count)
             start += count
 
-    def _add_tile(self, stack: Tensor, i: slice, j: slice, names: tuple[str, str], spare: Tensor, weight: int) -> None:
-        """Add a tile to the sums of its rows' samples and, off the diagonal, to those of its columns' samples.
-
-        With a ``weight``, also to the sums over pairs of cells, which only the rows add.
-        """
-        self._add_rows(stack, i, j, names, weight)
+    def _add_tile(self, stack: Tensor, i: slice, j: slice, what: str, spare: Tensor) -> None:
+        """Add a tile to the sums of its rows' samples and, off the diagonal, to those of its columns' samples."""
+        self._add_rows(stack, i, j, what)
         if i == j or not self._keep:
             return
         transposed = spare.view(stack.shape[0], stack.shape[2], stack.shape[1])
         for source, target in zip(stack, transposed, strict=True):
             target.copy_(source.T)  # one matrix at a time, because torch then transposes in blocks
-        self._add_rows(transposed, j, i, names, 0)
+        self._add_rows(transposed, j, i, what, again=True)
 
-    def _add_rows(self, stack: Tensor, i: slice, j: slice, names: tuple[str, str], weight: int) -> None:
-        by_row = stack.transpose(0, 1)
-        columns = list(self._cell_runs(j)) if weight else [(0, slice(0, j.stop - j.start))]
+    def _add_rows(self, stack: Tensor, i: slice, j: slice, what: str, *, again: bool = False) -> None:
+        """Add a tile to the sums of its rows' samples and, unless it was seen before, to those over pairs of cells."""
+        by_row, weight = stack.transpose(0, 1), 1 if i == j else 2
+        over_cells = what == "samples" and not again
+        columns = list(self._cell_runs(j)) if over_cells else [(0, slice(0, j.stop - j.start))]
         for cell, part in columns:
             piece = by_row[:, :, part]
             pairs = self._whole(piece[:, : self.height] @ piece[:, self.first :].mT)
-            if self.square:
-                own = pairs.diagonal(dim1=1, dim2=2)
-            else:
-                own = self._whole(torch.linalg.vecdot(piece, piece))
+            diagonal = pairs.diagonal(dim1=1, dim2=2)
+            own = diagonal if self.square else self._whole(torch.linalg.vecdot(piece, piece))
             if self._keep:
-                self._sums[names[0]][i] += pairs
+                self._sums[what][i] += pairs
                 if not self.square:
-                    self._sums[names[1]][i] += own
-            if weight:
+                    self._sums[f"own {what}"][i] += own
+            if over_cells:
                 for other, rows in self._cell_runs(i):
                     self._sums["cells"][other, cell] += weight * pairs[rows].sum(0)
-                    self._sums["own of cells"][other, cell] += weight * own[rows].sum(0)
+                    self._sums["own cells"][other, cell] += weight * own[rows].sum(0)
 
     def _whole(self, values: Tensor) -> Int64[Tensor, "..."]:
         """Return values as whole numbers of the unit."""
@@ -376,22 +368,26 @@ class SampleSums(GramSweep):
         return values.div_(self._unit).long().to(self._place)  # division by a power of two rounds nothing
 
     def _add_same_class(
-        self, stack: Tensor, i: slice, j: slice, rows: slice, columns: slice, x: _Panel, y: _Panel, alike: Tensor,
-        weight: int,
-    ) -> None:  # fmt: skip
+        self,
+        stack: Tensor,
+        i: slice,
+        j: slice,
+        left: Float[Tensor, "layers subsets i"],
+        right: Float[Tensor, "layers subsets j"],
+    ) -> None:
         """Add the pairs of different samples of one class, centred within the classes of each subset."""
+        assert self._numbers is not None, "set together with the classes"
+        alike = self._numbers[i, None] == self._numbers[j]
         if i == j:
-            alike = alike.clone().fill_diagonal_(False)  # noqa: FBT003
-        r, c = alike.nonzero(as_tuple=True)
+            alike.fill_diagonal_(False)
+        r, c = (place.to(self.device) for place in alike.nonzero(as_tuple=True))
         if not len(r):
             return
-        places = (self._order[i].to(r.device)[r], self._order[j].to(r.device)[c])
-        values = stack[:, r, c]
-        left, right = x.own_class[:, :, rows], y.own_class[:, :, columns]
-        for s, member in enumerate(self._members):
-            both = (member.to(r.device)[places[0]] & member.to(r.device)[places[1]]).nonzero()[:, 0]
-            if not len(both):
-                continue
+        values, weight = stack[:, r, c], 1 if i == j else 2
+        members = self._members.to(self.device)
+        rows, columns = (self._order[side].to(self.device) for side in (i, j))
+        for s, member in enumerate(members):
+            both = (member[rows[r]] & member[columns[c]]).nonzero()[:, 0]
             for run in cut(len(both), max(1, 2**24 // len(self.layers))):
                 chosen = both[run]
                 W = values[:, chosen] - left[:, s, r[chosen]] - right[:, s, c[chosen]]
@@ -440,7 +436,7 @@ class SampleSums(GramSweep):
         """Return the sums over pairs of different samples of all samples (0), or of a subset (from 1)."""
         inside = np.flatnonzero(self._with_all[s])
         chosen = np.ix_(inside, inside)
-        pairs, own = (self._sums[name].cpu().numpy() for name in ("cells", "own of cells"))
+        pairs, own = (self._sums[name].cpu().numpy() for name in ("cells", "own cells"))
         # a pair of cells was seen once, in either order, with the weight of both
         return Products(pairs[chosen].sum((0, 1)) * self._unit, own[chosen].sum((0, 1)) * self._unit)
 
@@ -532,7 +528,7 @@ class SampleSums(GramSweep):
     def row_squares(self) -> Float64[np.ndarray, "n layers"]:
         """sum_j A_ij^2 of every layer, for each sample."""
         place = self._place_of.to(self._place)
-        own = self._sums["samples"].diagonal(dim1=1, dim2=2) if self.square else self._sums["own of samples"]
+        own = self._sums["samples"].diagonal(dim1=1, dim2=2) if self.square else self._sums["own samples"]
         return np.asarray(own[place].cpu().numpy() * self._unit)
 
     @property
@@ -547,7 +543,7 @@ class SampleSums(GramSweep):
     def without(self, run: slice) -> Products:
         """Return <A, B> without each sample of a run."""
         c = 2 * (self._n - 2) / (self._n - 3)
-        pairs, own = self._of_samples("samples", "own of samples", run)
+        pairs, own = self._of_samples("samples", "own samples", run)
         own = self._over_cells(0).own - c * own
         noise = np.maximum(self.noise_of_all, self._eps * np.abs(self._over_cells(0).own))
         return Products(self.all.pairs - c * pairs, np.where(own > noise, own, np.nan))
