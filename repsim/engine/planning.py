@@ -18,8 +18,9 @@ reading                 bytes of the stores: for preparation, then whenever laye
 import dataclasses
 import math
 import re
+import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,7 +36,7 @@ from repsim.metrics.recipes.gram import KernelRecipe
 from repsim.runtime import tuning
 from repsim.runtime.files import format_size
 from repsim.runtime.processes import Ranks
-from repsim.runtime.progress import Progress
+from repsim.runtime.progress import Progress, Step, expect
 from repsim.runtime.tuning import Tuning
 
 
@@ -426,33 +427,62 @@ class Meter:
     me : Ranks
         This process among those that share the work.
     progress : callable, optional
-        Called with the percentage that is done, and with 100.
+        Called with the percentage that is done, and with 100: when the percentage grows, and otherwise at most once a
+        second, as a sign of life.
+    rates : Cost
+        Rates of this machine, from which the time that is left is predicted; by default nominal rates, which give the
+        percentages, but no prediction.
     """
 
-    def __init__(self, plan: Plan, me: Ranks, progress: Progress | None) -> None:
-        self._progress, self._me = progress, me
-        self._total = plan.seconds(NOMINAL) or 1.0
-        self._done, self._finished, self._reported = 0.0, 0.0, -1
+    def __init__(self, plan: Plan, me: Ranks, progress: Progress | None, rates: Cost = NOMINAL) -> None:
+        self._progress, self._me, self._rates = progress, me, rates
+        self._total = plan.seconds(rates) or 1.0
+        self._done, self._finished, self._reported, self._when = 0.0, 0.0, -1, 0.0
+        self._expect()
 
-    def preparing(self, stage: Stage) -> Callable[[], None]:
+    def preparing(self, stage: Stage) -> Step:
         """Return the function to call after preparing each layer of a stage."""
-        weight = stage.preparing.seconds(NOMINAL) / len(stage.layers)
+        weight = stage.preparing.seconds(self._rates) / len(stage.layers)
         streams = isinstance(stage.recipe, StreamingRecipe)
-        return lambda: self._advance(weight * (self._me.world if streams else 1))
+        return _Units(self, weight * (self._me.world if streams else 1))
 
-    def comparing(self, stage: Stage, units: int) -> Callable[[], None]:
+    def comparing(self, stage: Stage, units: int) -> Step:
         """Return the function to call after computing each unit of a stage."""
-        weight = stage.comparing.seconds(NOMINAL) / units
-        return lambda: self._advance(weight * self._me.world)
+        return _Units(self, stage.comparing.seconds(self._rates) / units, self._me.world)
 
     def finished(self, stage: Stage) -> None:
         """Count a stage as finished, including the parts of other processes and of earlier runs."""
-        self._finished += stage.seconds(NOMINAL)
-        self._advance(self._finished - self._done)
+        self._finished += stage.seconds(self._rates)
+        self.advance(self._finished - self._done)
 
-    def _advance(self, seconds: float) -> None:
+    def advance(self, seconds: float, running: float = 0.0, *, skipped: bool = False) -> None:
+        """Count predicted seconds as done, or as ``skipped``, and those of the ``running`` unit for this report only."""
         self._done += seconds
-        percent = min(100, round(100 * self._done / self._total))
-        if self._progress is not None and percent > self._reported:
-            self._reported = percent
+        if skipped:
+            self._expect()
+        percent = max(self._reported, min(100, round(100 * (self._done + running) / self._total)))
+        now = time.monotonic()
+        if self._progress is not None and (percent > self._reported or now - self._when >= 1):
+            self._reported, self._when = percent, now
             self._progress(percent, 100)
+
+    def _expect(self) -> None:
+        """Predict the time that is left; the processes of a run share it."""
+        if self._rates != NOMINAL:
+            expect(self._progress, max(0.0, self._total - self._done) / self._me.world)
+
+
+class _Units(Step):
+    """Units of equal weight, in predicted seconds; each that this process computes stands for one of every process."""
+
+    def __init__(self, meter: Meter, weight: float, world: int = 1) -> None:
+        self._meter, self._weight, self._world = meter, weight, world
+
+    def __call__(self) -> None:
+        self._meter.advance(self._weight * self._world)
+
+    def skip(self, count: int) -> None:
+        self._meter.advance(self._weight * count, skipped=True)
+
+    def share(self, share: float) -> None:
+        self._meter.advance(0.0, self._weight * self._world * share)
