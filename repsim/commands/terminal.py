@@ -117,30 +117,30 @@ def print_table(plain: "Plain") -> None:
     make_console().print(table)
 
 
-class _Bar:
+class Bar:
     """Progress of one step: what is done, the rate, and the time left, on a bar or in the lines of a log file."""
 
-    def __init__(self, what: str, unit: str) -> None:
-        self.what, self.unit = what, unit
+    def __init__(self, what: str, unit: str, clock: Callable[[], float] = time.perf_counter) -> None:
+        self.what, self.unit, self.clock = what, unit, clock
         self.pace = Pace()
         self.expect = self.pace.expect
         self.show: Callable[[], None] = lambda: None
         """Called after each report."""
-        self._printed = time.perf_counter()
+        self._printed = clock()
         self._lock = threading.Lock()
 
     def __call__(self, done: int, total: int) -> None:
-        self.pace.report(time.perf_counter(), done, total)
+        self.pace.report(self.clock(), done, total)
         self.show()
         interrupts.check()
 
     def text(self) -> str:
-        return self.pace.text(time.perf_counter(), self.unit) if self.pace.total else ""
+        return self.pace.text(self.clock(), self.unit) if self.pace.total else ""
 
     def print_line(self) -> None:
         """Print a line if the last one is long enough ago."""
         with self._lock:
-            now = time.perf_counter()
+            now = self.clock()
             if self.pace.total and now - self._printed >= LOG_SECONDS:
                 self._printed = now
                 click.echo(f"{self.what}: {self.text()}", err=True)
@@ -165,7 +165,7 @@ def progress_bar(what: str, unit: str) -> Iterator[Callable[[int, int], None]]:
     callable
         Takes the amount of work that is done and the total. It raises KeyboardInterrupt after a signal.
     """
-    bar = _Bar(what, unit)
+    bar = Bar(what, unit)
     if not is_first_process():
         yield bar
     elif sys.stderr.isatty():
@@ -177,7 +177,7 @@ def progress_bar(what: str, unit: str) -> Iterator[Callable[[int, int], None]]:
 
 
 @contextmanager
-def _live(bar: _Bar) -> Iterator[None]:
+def _live(bar: Bar) -> Iterator[None]:
     """Draw a bar several times a second, so that the time left counts down between two reports."""
     from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
     from rich.text import Text
@@ -194,7 +194,7 @@ def _live(bar: _Bar) -> Iterator[None]:
 
 
 @contextmanager
-def _lines(bar: _Bar) -> Iterator[None]:
+def _lines(bar: Bar) -> Iterator[None]:
     """Print a line every `LOG_SECONDS`; a thread does this during units that take longer."""
     ended = threading.Event()
     bar.show = bar.print_line

@@ -2,6 +2,7 @@
 
 import json
 import sys
+import time
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -44,20 +45,20 @@ def measure(name: str, settings: Settings) -> list[Result]:
     from repsim.engine.calibration import rates  # noqa: PLC0415
     from repsim.engine.comparison import Comparison  # noqa: PLC0415
 
-    tiny = {side: {"x": np.random.default_rng(0).normal(size=(40, 8)).astype(np.float32)} for side in "ab"}
+    tiny = {side: {"x": np.random.default_rng(0).normal(size=(80, 8)).astype(np.float32)} for side in "ab"}
     compare(tiny["a"], tiny["b"], [name], progress=False)  # warm up: imports and other one-time work
     results: list[Result] = []
     for size, sides in SIDES.items():
         a, b = (activations(side, settings.samples, seed) for seed, side in enumerate(sides, 1))
         with Comparison(a, b, [name]) as comparison:
             plan = comparison.plan
-        if plan.seconds(rates("cpu")) > settings.limit and size != list(SIDES)[-1]:
+        if plan.seconds(rates("cpu", clock=time.process_time)) > settings.limit and size != list(SIDES)[-1]:
             continue
         stage = plan.stages[0]
         layers = [torch.as_tensor(x) for x in (*a.values(), *b.values())]
         for _ in range(settings.rounds):
             with Comparison(a, b, [name]) as comparison:
-                speed = rates("cpu")
+                speed = rates("cpu", clock=time.process_time)
                 _, spent = timed(comparison.run)
                 _, preparing = timed(lambda: [stage.recipe(x) for x in layers])  # noqa: B023
             results.append(
