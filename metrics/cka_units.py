@@ -44,7 +44,7 @@ class SampledUnits(StreamingRecipe[SampledGram]):
     @override
     def cost(self, layer: LayerSize) -> Cost:
         """Return the cost of X'X or XX', whichever is smaller."""
-        return Cost(flop64=1.0 * layer.n * layer.p * min(layer.n, layer.p))
+        return Cost(flop64=1.0 * layer.n * layer.p * min(layer.n, layer.p), touched=2.0 * layer.n * layer.p, calls=200)
 
     @override
     def memory(self, layer: LayerSize) -> Memory:

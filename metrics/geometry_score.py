@@ -210,9 +210,9 @@ class GeometryScore(TopologyMetric[Loops]):
         return 1000
 
     @override
-    def pair_flop(self, n: int, p: int, q: int) -> float:
-        """Return the operations of a difference of two vectors."""
-        return 3.0 * self.i_max
+    def pair_cost(self, n: int, p: int, q: int) -> Cost:
+        """Return the cost of a difference of two vectors."""
+        return Cost(calls=10)
 
     def caution(self, a: Loops, b: Loops) -> str | None:
         """Warn of layers without any loop, which are all alike, and of too many loops to count."""

@@ -35,7 +35,7 @@ class Cost:
     read: Amount = 0
     """Bytes read from the stores."""
     reduced: Amount = 0
-    """Values of the matrices that are decomposed, m^2: the part of a decomposition that small matrices spend most on."""
+    """Values of the matrices that are decomposed, m^2: most of the time of small decompositions."""
     summed: Amount = 0
     """Values of cross-moments in float64, in memory that is allocated for them."""
     sorted: Amount = 0
@@ -68,7 +68,7 @@ class Cost:
 
 NOTHING = Cost()
 NOMINAL = Cost(
-    flop32=2e11, flop64=1e11, decomposed=5e10, touched=1e9, added=2.5e9, read=1e9, reduced=3e7, summed=5e8,
+    flop32=2e11, flop64=1e11, decomposed=5e10, touched=1e9, added=2.5e9, read=1e9, reduced=3e7, summed=2.5e9,
     sorted=2e9, calls=3e5,
 )  # fmt: skip
 """Rates per second for choosing an algorithm; only their ratios matter, which are similar on all machines."""

@@ -167,8 +167,11 @@ class NearestNeighbours(StreamingRecipe[Neighbours]):
 
     @override
     def cost(self, layer: LayerSize) -> Cost:
-        """Return the cost of half of all cosines."""
-        return Cost.of_products(1.0 * layer.n * layer.n * layer.p, layer.itemsize)
+        """Return the cost of all cosines, of the selection of the largest, and of distances computed again."""
+        n, p = layer.n, layer.p
+        side = tuning.current().neighbour_side
+        products = Cost.of_products(1.0 * n * (n + min(n, side)) * p, layer.itemsize)
+        return products + Cost(touched=1.5 * n * n + 4.0 * n * p, calls=800)
 
     @override
     def memory(self, layer: LayerSize) -> Memory:

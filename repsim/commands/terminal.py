@@ -130,11 +130,13 @@ class Bar:
         self._lock = threading.Lock()
 
     def __call__(self, done: int, total: int) -> None:
+        """Report what is done, and of how much."""
         self.pace.report(self.clock(), done, total)
         self.show()
         interrupts.check()
 
     def text(self) -> str:
+        """Return what is done, the rate and the time left."""
         return self.pace.text(self.clock(), self.unit) if self.pace.total else ""
 
     def print_line(self) -> None:

@@ -39,6 +39,12 @@ from repsim.runtime.processes import Ranks
 from repsim.runtime.progress import Progress, Step, expect
 from repsim.runtime.tuning import Tuning
 
+# Calls of functions on small arrays, which take most of the time of small comparisons
+_CALLS_OF_LAYER = 250
+_CALLS_OF_PRODUCT = 40
+_CALLS_OF_VALUE = 20
+_CALLS_OF_RESULT = 4000
+
 
 @dataclass(frozen=True)
 class LayerShape:
@@ -245,7 +251,7 @@ def _with_algorithm(stage: Stage, n: int, limits: Limits) -> Stage:
 
     def within(free: int, *, kept: bool) -> Stage:
         if stage.algorithm == "pairs":
-            return _pair_by_pair(stage, n, itemsize)
+            return _pair_by_pair(stage, n)
         plan_for = _gram_space if stage.algorithm == "gram" else _feature_space
         return plan_for(dataclasses.replace(stage, kept=kept), n, prepared.widths, itemsize, free)
 
@@ -282,6 +288,7 @@ def _prepared(stage: Stage, n: int) -> _Prepared:
     passes = Cost(
         touched=2.0 * sum(n * layer.p for layer in layers),
         read=2.0 * sum(n * layer.p * layer.itemsize for layer in layers),
+        calls=_CALLS_OF_LAYER * len(layers),
     )
     return _Prepared(
         widths=[recipe.width(size) for size in sizes],
@@ -326,6 +333,7 @@ def _gram_space(stage: Stage, n: int, widths: list[int], itemsize: int, free: in
     flop = flop_of_grams(n, block, [] if recipe.stored else widths, pairs * measures)
     flop *= 1 + min(tile, block) / 2 / block  # on the diagonal both triangles of half a tile are computed
     cost = Cost.of_products(flop, itemsize) + Cost(added=1.0 * n * block * count * measures)
+    cost += n * block * count * recipe.draws / 2 * recipe.entry_cost() + _reported(stage)
     memory = stack + sums(panel)
     if not stage.kept:
         panels = -(-n // panel)
@@ -361,11 +369,11 @@ def _feature_space(stage: Stage, n: int, widths: list[int], itemsize: int, free:
     pairs = [pair for unit in units for pair in unit]
     flop = flop_of_moments(n, widths, pairs)
     products = sum(widths[u] * widths[v] for u, v in pairs)
-    cost = Cost.of_products(flop, itemsize) + Cost(added=products * max(1.0, n / chunk))
-    widest = max(widths)
-    dearest = max(metrics, key=lambda metric: metric.moment_cost(widest, widest).seconds(NOMINAL))
+    cost = Cost.of_products(flop, itemsize) + _reported(stage)
+    cost += Cost(summed=1.0 * products, added=products * max(0.0, n / chunk - 1), calls=_CALLS_OF_PRODUCT * len(pairs))
     for (p, q), times in Counter((widths[u], widths[v]) for u, v in pairs).items():
-        cost += times * dearest.moment_cost(p, q)  # measures share intermediate results
+        # measures of equal cost compute the same from the products, and share it
+        cost += times * sum({metric.moment_cost(p, q) for metric in metrics}, NOTHING)
     memory = min(room, 8 * products) + largest
     if not stage.kept:
         layers_of_units = [sorted({u for pair in unit for u in pair}) for unit in units]
@@ -378,11 +386,20 @@ def _feature_space(stage: Stage, n: int, widths: list[int], itemsize: int, free:
     return dataclasses.replace(stage, chunk=chunk, room=room, comparing=cost, memory=memory)
 
 
-def _pair_by_pair(stage: Stage, n: int, itemsize: int) -> Stage:
+def _pair_by_pair(stage: Stage, n: int) -> Stage:
     metrics = [metric for metric in stage.metrics if isinstance(metric, PairMetric)]
-    flop = sum(metric.pair_flop(n, a.p, b.p) for a in stage.rows for b in stage.columns for metric in metrics)
+    cost = _reported(stage)
+    for (p, q), times in Counter((a.p, b.p) for a in stage.rows for b in stage.columns).items():
+        for metric in metrics:
+            cost += times * metric.pair_cost(n, p, q)
     group = max(1, math.isqrt(len(stage.layers)))
-    return dataclasses.replace(stage, kept=True, group=group, comparing=Cost.of_products(flop, itemsize), memory=0)
+    return dataclasses.replace(stage, kept=True, group=group, comparing=cost, memory=0)
+
+
+def _reported(stage: Stage) -> Cost:
+    """Return the cost of entering values with their chance levels and cautions into a result."""
+    pairs = len(stage.rows) * len(stage.columns)
+    return Cost(calls=len(stage.metrics) * (_CALLS_OF_RESULT + _CALLS_OF_VALUE * pairs))
 
 
 def _lines(stage: Stage, n: int) -> list[str]:
@@ -456,7 +473,7 @@ class Meter:
         self.advance(self._finished - self._done)
 
     def advance(self, seconds: float, running: float = 0.0, *, skipped: bool = False) -> None:
-        """Count predicted seconds as done, or as ``skipped``, and those of the ``running`` unit for this report only."""
+        """Count predicted seconds as done, or as ``skipped``; those of the ``running`` unit only in this report."""
         self._done += seconds
         if skipped:
             self._expect()

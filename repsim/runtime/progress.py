@@ -66,6 +66,27 @@ def counter(total: int, progress: Progress | None) -> Step:
     return _Counter(total, progress)
 
 
+def spread(step: Callable[[], None], count: int) -> Progress:
+    """Return the `Progress` function of some work that calls ``step``, ``count`` times in all, as the work proceeds.
+
+    >>> progress = spread(lambda: print("step"), 2)
+    >>> progress(2, 5), progress(3, 5)
+    step
+    (None, None)
+    >>> progress(5, 5)
+    step
+    """
+    steps = 0
+
+    def progress(done: int, total: int) -> None:
+        nonlocal steps
+        while steps < count * done // total:
+            step()
+            steps += 1
+
+    return progress
+
+
 _share: ContextVar[Callable[[float], None] | None] = ContextVar("share of the running unit", default=None)
 
 

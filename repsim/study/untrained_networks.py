@@ -75,7 +75,7 @@ def extract_untrained(
     for member in examples:
         for seed in range(seeds):
             advance = part_of(progress, len(stores) * design.n, total)
-            stores.append(_extract(member, seed, opened[_origin(member)], folder, device, advance))
+            stores.append(_extract(member, seed, opened[_origin(member)], folder, device=device, progress=advance))
     return stores
 
 
@@ -160,7 +160,7 @@ def _recorded_choices(provenance: Mapping[str, Any]) -> Choices:
 
 
 def _extract(
-    member: Member, seed: int, samples: Samples, folder: Path, device: str, progress: Progress | None
+    member: Member, seed: int, samples: Samples, folder: Path, *, device: str, progress: Progress | None
 ) -> ActivationStore:
     extractor = _untrained(member, seed, samples)
     how = choose_stream(samples, readout=member.readout, batch_size=None, workers=None, device=device, amp=False)

@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from compare_worker import RESNET50, VIT_B, activations
 from machine_rates import timed
@@ -45,7 +44,7 @@ def measure(name: str, settings: Settings) -> list[Result]:
     from repsim.engine.calibration import rates  # noqa: PLC0415
     from repsim.engine.comparison import Comparison  # noqa: PLC0415
 
-    tiny = {side: {"x": np.random.default_rng(0).normal(size=(80, 8)).astype(np.float32)} for side in "ab"}
+    tiny = {side: activations({"x": 64}, 80, seed) for seed, side in enumerate("ab")}
     compare(tiny["a"], tiny["b"], [name], progress=False)  # warm up: imports and other one-time work
     results: list[Result] = []
     for size, sides in SIDES.items():

@@ -120,8 +120,12 @@ def test_the_cost_of_gram_space() -> None:
     rows, columns, n = net("a", [100, 200]), net("b", [300]), 200
     stage = only(rows, columns, n)
     assert stage.algorithm == "gram"
-    assert stage.preparing == Cost(touched=3 * n * 600, read=4 * n * 600)
-    assert stage.comparing == Cost(flop32=1.5 * n * n * (600 + 2), added=n * n * 3)  # one tile, three quarters
+    calls = stage.preparing.calls, stage.comparing.calls
+    assert stage.preparing == Cost(touched=3 * n * 600, read=4 * n * 600, calls=calls[0])
+    assert stage.comparing == Cost(flop32=1.5 * n * n * (600 + 2), added=n * n * 3, calls=calls[1])  # one tile: 3/4
+    more = only(rows + net("c", [100]), columns, n)
+    assert 3 * more.preparing.calls == 4 * calls[0], "the same calls for every layer"
+    assert more.comparing.calls > calls[1], "and for every pair"
     both = only(rows, columns, n, "cka", "cka:estimator=biased")
     assert both.cost.flop32 == 1.5 * n * n * (600 + 2 * 2), "every measure has products of its own"
     assert both.cost.added == 2 * stage.cost.added
@@ -136,7 +140,7 @@ def test_the_cost_of_feature_space() -> None:
     assert stage.algorithm == "moments"
     products, squares = (10 + 20) * 30, 10**2 + 20**2 + 30**2
     assert stage.cost.flop32 == 2 * n * products + n * squares
-    assert stage.cost.added == 2 * (products + squares)  # two runs of 4096 samples
+    assert stage.cost.added + stage.cost.summed == 2 * (products + squares)  # two runs of 4096 samples
     assert stage.preparing.touched == 3 * n * 60
     itself = only(rows, rows, n)
     assert itself.cost.flop32 == 2 * n * 10 * 20 + n * (10**2 + 20**2), "each pair is counted once"
@@ -149,7 +153,7 @@ def test_the_cost_of_a_decomposition() -> None:
     )
     assert narrow.preparing.decomposed == 2 * 9 * 100**3
     assert narrow.preparing.flop64 == 2 * 3 * 1000 * 100**2  # X'X, and the basis
-    assert narrow.comparing.decomposed == 5 * 100**3  # eigenvalues of a pair
+    assert narrow.comparing.decomposed == 4.5 * 100**3  # eigenvalues of a pair
     assert narrow.comparing.flop64 == 2 * 100**3
     assert narrow.cost.flop32 == 2 * 1000 * 100**2  # no norms
     assert wide.preparing.decomposed == 2 * 9 * 200**3

@@ -181,7 +181,7 @@ def test_a_counter_repeats_what_is_done_as_a_sign_of_life() -> None:
 def test_predictions_reach_listeners_that_take_them() -> None:
     bar = terminal.Bar("comparing", "%")
     expect(bar, 100.0)
-    expect(lambda done, total: None, 100.0)
+    expect(lambda *_: None, 100.0)
     expect(None, 100.0)
     bar.pace.report(0.0, 0, 100)
     assert bar.pace.left(0.0) == 100.0
