@@ -157,6 +157,10 @@ class SampledUnitsCKA(MomentMetric[SampledGram]):
         product = a.norm2 if a is b else CKA().moment(cross)
         return product / math.sqrt(a.shared2 * b.shared2)
 
+    def moment_cost(self, p: int, q: int) -> Cost:
+        """Return the cost of ||X'Y||^2."""
+        return Cost(touched=1.5 * p * q)
+
     def with_gradient(self, x: Float[Tensor, "n p"], y: Float[Tensor, "n q"]) -> Tensor:
         """Compute the formula with a gradient, from the Gram matrices."""
         A, B = (CentredGram().with_gradient(side, unbiased=True) for side in (x, y))

@@ -71,7 +71,7 @@ class HeatTraces(InMemoryRecipe[Heat]):
         n = layer.n
         distances = Cost(flop64=2.0 * n * n * layer.p, touched=2.0 * n * n, calls=600)
         products = Cost(flop64=2.0 * _DEGREE * self.neighbours * n * self.probes)
-        return distances + (Cost.of_eigenvalues(n, 0.4) if n <= tuning.current().heat_exact else products)
+        return distances + (Cost.of_eigenvalues(n, 0.55) if n <= tuning.current().heat_exact else products)
 
     @override
     def memory(self, layer: LayerSize) -> Memory:

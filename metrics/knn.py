@@ -378,7 +378,7 @@ class SecondOrderCosine(NeighbourMetric):
 
     def pair_cost(self, n: int, p: int, q: int) -> Cost:
         """Return the cost of the distances to the neighbours in the other layer."""
-        return Cost(touched=0.6 * n * self.k * (p + q), calls=100)
+        return Cost(touched=0.45 * n * self.k * (p + q), calls=100)
 
     def compare(self, a: Neighbours, b: Neighbours, ranks: Int64[Tensor, "n k"]) -> Tensor:
         """Compare the distances to the union of the neighbours in both layers."""

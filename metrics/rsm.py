@@ -168,7 +168,7 @@ class RankedCorrelations(InMemoryRecipe[Ranks]):
         n = layer.n
         pairs = n * (n - 1) / 2
         return Cost(
-            flop64=1.0 * n * n * layer.p, touched=6 * pairs, sorted=pairs * math.log2(max(2.0, pairs)), calls=600
+            flop64=1.0 * n * n * layer.p, touched=28 * pairs, sorted=pairs * math.log2(max(2.0, pairs)), calls=600
         )
 
     @override
@@ -396,7 +396,7 @@ class EuclideanDistances(InMemoryRecipe[DistanceMatrix]):
     @override
     def cost(self, layer: LayerSize) -> Cost:
         """Return the cost of half of all distances, and of their roots."""
-        return Cost(flop64=1.0 * layer.n * layer.n * layer.p, touched=2.0 * layer.n * layer.n, calls=300)
+        return Cost(flop64=1.0 * layer.n * layer.n * layer.p, touched=4.0 * layer.n * layer.n, calls=300)
 
     @override
     def memory(self, layer: LayerSize) -> Memory:
@@ -489,8 +489,8 @@ class RSMDifference(PairMetric[DistanceMatrix]):
 
     @override
     def pair_cost(self, n: int, p: int, q: int) -> Cost:
-        """Return the cost of all eigenvalues, or of about 40 products with a vector."""
-        eigenvalues = Cost.of_eigenvalues(n, 0.4) if n < _EXACT_BELOW else Cost(added=40.0 * n * n, calls=2000)
+        """Return the cost of all eigenvalues, or of some twenty products with a vector."""
+        eigenvalues = Cost.of_eigenvalues(n, 0.4) if n < _EXACT_BELOW else Cost(added=18.0 * n * n, calls=500)
         return eigenvalues + Cost(touched=0.5 * n * n, calls=20)
 
 

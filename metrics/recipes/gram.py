@@ -470,12 +470,16 @@ class CentredGram(KernelRecipe[Gram], StreamingRecipe[Gram]):
             return Cost()
         passes = 1 if self.bandwidth is None else 3  # two for the median, one for the row sums
         pairs = float(layer.n) * layer.n / 2
-        return passes * pairs * (self.entry_cost() + Cost(flop32=2.0 * layer.p, touched=1)) + Cost(calls=300)
+        cost = passes * pairs * (self.entry_cost() + Cost(flop32=2.0 * layer.p, touched=1)) + Cost(calls=300)
+        if self.kernel == "distance" and layer.n <= _ONE_MATRIX and layer.n * layer.p <= _ONE_MATRIX**2:
+            # for the chance level
+            cost += pairs * Cost(flop64=4.0 * layer.p, touched=20)
+        return cost
 
     @override
     def entry_cost(self) -> Cost:
         """Return the cost of a root or an exponential."""
-        return Cost() if self.kernel == "linear" else Cost(touched=8)
+        return Cost() if self.kernel == "linear" else Cost(touched=2.5)
 
     @override
     def memory(self, layer: LayerSize) -> Memory:

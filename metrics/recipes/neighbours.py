@@ -171,7 +171,8 @@ class NearestNeighbours(StreamingRecipe[Neighbours]):
         n, p = layer.n, layer.p
         side = tuning.current().neighbour_side
         products = Cost.of_products(1.0 * n * (n + min(n, side)) * p, layer.itemsize)
-        return products + Cost(touched=1.5 * n * n + 4.0 * n * p, calls=800)
+        exact = self.k if self.features else 0  # distances to the neighbours, in float64
+        return products + Cost(touched=1.5 * n * n + (8.0 + exact) * n * p, calls=800)
 
     @override
     def memory(self, layer: LayerSize) -> Memory:
