@@ -479,7 +479,7 @@ class CentredGram(KernelRecipe[Gram], StreamingRecipe[Gram]):
     @override
     def entry_cost(self) -> Cost:
         """Return the cost of a root or an exponential."""
-        return Cost() if self.kernel == "linear" else Cost(touched=2.5)
+        return Cost() if self.kernel == "linear" else Cost(touched=2)
 
     @override
     def memory(self, layer: LayerSize) -> Memory:

@@ -43,7 +43,7 @@ from repsim.runtime.tuning import Tuning
 _CALLS_OF_LAYER = 250
 _CALLS_OF_PRODUCT = 40
 _CALLS_OF_VALUE = 20
-_CALLS_OF_RESULT = 9000
+_CALLS_OF_RESULT = 5000
 
 
 @dataclass(frozen=True)
