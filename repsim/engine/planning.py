@@ -87,6 +87,8 @@ class Stage:
     """Cost of preparing the layers."""
     comparing: Cost = NOTHING
     """Cost of comparing all pairs."""
+    reporting: Cost = NOTHING
+    """Cost of entering values with their chance levels and cautions into a result."""
     other: Cost | None = None
     """Cost of the algorithm that was not chosen; None if there is only one."""
     memory: int = 0
@@ -115,8 +117,8 @@ class Stage:
         return self.preparing + self.comparing
 
     def seconds(self, rates: Cost) -> float:
-        """Return the predicted time in seconds at these rates; preparing and comparing do not overlap."""
-        return self.preparing.seconds(rates) + self.comparing.seconds(rates)
+        """Return the predicted time in seconds at these rates; preparing, comparing and reporting do not overlap."""
+        return sum(cost.seconds(rates) for cost in (self.preparing, self.comparing, self.reporting))
 
 
 @dataclass(frozen=True)
@@ -247,7 +249,7 @@ def _with_algorithm(stage: Stage, n: int, limits: Limits) -> Stage:
     fixed, kept = prepared.fixed, prepared.kept
     itemsize = max(4, *(layer.itemsize for layer in layers))
     largest = max(n * layer.p * (layer.itemsize + 8) for layer in layers)  # one layer as it is read and centred
-    stage = dataclasses.replace(stage, preparing=prepared.cost)
+    stage = dataclasses.replace(stage, preparing=prepared.cost, reporting=_reporting(stage))
 
     def within(free: int, *, kept: bool) -> Stage:
         if stage.algorithm == "pairs":
@@ -333,7 +335,7 @@ def _gram_space(stage: Stage, n: int, widths: list[int], itemsize: int, free: in
     flop = flop_of_grams(n, block, [] if recipe.stored else widths, pairs * measures)
     flop *= 1 + min(tile, block) / 2 / block  # on the diagonal both triangles of half a tile are computed
     cost = Cost.of_products(flop, itemsize) + Cost(added=1.0 * n * block * count * measures)
-    cost += n * block * count * recipe.draws / 2 * recipe.entry_cost() + _reported(stage)
+    cost += n * block * count * recipe.draws / 2 * recipe.entry_cost()
     memory = stack + sums(panel)
     if not stage.kept:
         panels = -(-n // panel)
@@ -369,7 +371,7 @@ def _feature_space(stage: Stage, n: int, widths: list[int], itemsize: int, free:
     pairs = [pair for unit in units for pair in unit]
     flop = flop_of_moments(n, widths, pairs)
     products = sum(widths[u] * widths[v] for u, v in pairs)
-    cost = Cost.of_products(flop, itemsize) + _reported(stage)
+    cost = Cost.of_products(flop, itemsize)
     cost += Cost(summed=1.0 * products, added=products * max(0.0, n / chunk - 1), calls=_CALLS_OF_PRODUCT * len(pairs))
     for (p, q), times in Counter((widths[u], widths[v]) for u, v in pairs).items():
         # measures of equal cost compute the same from the products, and share it
@@ -388,7 +390,7 @@ def _feature_space(stage: Stage, n: int, widths: list[int], itemsize: int, free:
 
 def _pair_by_pair(stage: Stage, n: int) -> Stage:
     metrics = [metric for metric in stage.metrics if isinstance(metric, PairMetric)]
-    cost = _reported(stage)
+    cost = NOTHING
     for (p, q), times in Counter((a.p, b.p) for a in stage.rows for b in stage.columns).items():
         for metric in metrics:
             cost += times * metric.pair_cost(n, p, q)
@@ -396,8 +398,7 @@ def _pair_by_pair(stage: Stage, n: int) -> Stage:
     return dataclasses.replace(stage, kept=True, group=group, comparing=cost, memory=0)
 
 
-def _reported(stage: Stage) -> Cost:
-    """Return the cost of entering values with their chance levels and cautions into a result."""
+def _reporting(stage: Stage) -> Cost:
     pairs = len(stage.rows) * len(stage.columns)
     return Cost(calls=len(stage.metrics) * (_CALLS_OF_RESULT + _CALLS_OF_VALUE * pairs))
 

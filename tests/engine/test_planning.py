@@ -125,7 +125,7 @@ def test_the_cost_of_gram_space() -> None:
     assert stage.comparing == Cost(flop32=1.5 * n * n * (600 + 2), added=n * n * 3, calls=calls[1])  # one tile: 3/4
     more = only(rows + net("c", [100]), columns, n)
     assert 3 * more.preparing.calls == 4 * calls[0], "the same calls for every layer"
-    assert more.comparing.calls > calls[1], "and for every pair"
+    assert more.reporting.calls > stage.reporting.calls, "and for every pair"
     both = only(rows, columns, n, "cka", "cka:estimator=biased")
     assert both.cost.flop32 == 1.5 * n * n * (600 + 2 * 2), "every measure has products of its own"
     assert both.cost.added == 2 * stage.cost.added
@@ -366,7 +366,8 @@ def test_progress_is_in_proportion_to_the_work() -> None:
         step()
     assert seen[-1] == round(100 * stage.preparing.seconds(NOMINAL) / stage.seconds(NOMINAL))
     meter.comparing(stage, 2)()
-    assert seen[-1] == round(50 + 50 * stage.preparing.seconds(NOMINAL) / stage.seconds(NOMINAL))
+    half = stage.preparing.seconds(NOMINAL) + stage.comparing.seconds(NOMINAL) / 2
+    assert seen[-1] == round(100 * half / stage.seconds(NOMINAL))
 
 
 @pytest.mark.parametrize("world", [2, 4])
@@ -383,4 +384,43 @@ def test_the_steps_of_one_process_stand_for_those_of_all(world: int) -> None:
     assert seen[-1] == round(100 * stage.preparing.seconds(NOMINAL) / stage.seconds(NOMINAL))
     for _ in range(12 // world):
         compared()
+    assert seen[-1] == round(100 - 100 * stage.reporting.seconds(NOMINAL) / stage.seconds(NOMINAL))
+    meter.finished(stage)
     assert seen[-1] == 100
+
+
+def test_units_of_an_earlier_run_and_shares_of_the_running_one() -> None:
+    """The time left is predicted again after units that take no time."""
+    a = net("a", [300] * 4)
+    comparison_plan = planned(a, a, 3000)
+    (stage,) = comparison_plan.stages
+    rates = dataclasses.replace(NOMINAL, flop32=1e9)
+
+    class Shown:
+        def __init__(self) -> None:
+            self.percent, self.expected = 0, 0.0
+
+        def __call__(self, percent: int, _: int) -> None:
+            self.percent = percent
+
+        def expect(self, seconds: float | None) -> None:
+            assert seconds is not None
+            self.expected = seconds
+
+    shown, total = Shown(), stage.seconds(rates)
+    meter = Meter(comparison_plan, ALONE, shown, rates)
+    assert shown.expected == comparison_plan.seconds(rates)
+    step = meter.comparing(stage, 4)
+    step.skip(2)
+    of_unit = stage.comparing.seconds(rates) / 4
+    assert shown.expected == pytest.approx(total - 2 * of_unit)
+    assert shown.percent == round(200 * of_unit / total)
+    step.share(0.5)
+    assert shown.percent == round(250 * of_unit / total)
+    step.share(0.1)
+    assert shown.percent == round(250 * of_unit / total), "it never falls"
+    step()
+    assert shown.percent == round(300 * of_unit / total)
+    assert shown.expected == pytest.approx(total - 2 * of_unit), "units that are computed change no prediction"
+    Meter(comparison_plan, ALONE, other := Shown())
+    assert other.expected == 0, "nominal rates predict no time"
