@@ -14,6 +14,7 @@ from repsim.errors import InvalidInputError
 from repsim.metrics.recipes.base import InMemoryRecipe
 from repsim.metrics.recipes.cost import Cost, LayerSize, Memory
 from repsim.metrics.topology import Bars, TopologyMetric, centred_samples, distances_within, load_gudhi
+from repsim.runtime.progress import report_share
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,7 +54,8 @@ class LoopCounts(InMemoryRecipe[Loops]):
         gamma = n / 5000 / 128 if self.gamma is None else self.gamma
         rng = np.random.default_rng(self.seed)
         times = np.zeros(self.i_max)
-        for _ in range(self.draws):
+        for draw in range(self.draws):
+            report_share(draw, self.draws)
             to_landmarks = distances[order[rng.choice(n, self.landmarks)]].T
             highest = gamma * to_landmarks.max()
             times += living_times(witness_bars(to_landmarks, highest), highest, self.i_max)

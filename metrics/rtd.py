@@ -215,4 +215,4 @@ class RTD(TopologyMetric[Batches]):
     def pair_cost(self, n: int, p: int, q: int) -> Cost:
         """Return the cost, in proportion to the triangles of both directions."""
         trials, batch = (1, n) if n <= self.batch else (self.trials, self.batch)
-        return Cost(touched=0.06 * trials * (2 * batch) ** 3)
+        return Cost(touched=0.85 * trials * (2 * batch) ** 3)

@@ -19,6 +19,7 @@ from repsim.metrics.recipes.cost import Cost, LayerSize, Memory
 from repsim.metrics.recipes.gram import Reordered
 from repsim.metrics.recipes.rows import Rows, by_pieces, column_means, cut, direction, float64_device, in_memory, pieces
 from repsim.runtime import tuning
+from repsim.runtime.progress import report_share
 
 T = TypeVar("T")
 _ROUNDINGS = 8
@@ -335,6 +336,7 @@ class Search:
 
         panels = list(cut(self.n, tuning.current().neighbour_side))
         for number, i in enumerate(panels):
+            report_share(number * (2 * len(panels) - number), len(panels) ** 2)  # of the triangle of tiles
             left = v[i]
             enter(i, i, (left @ left.T).sub_(halves[i]).fill_diagonal_(-torch.inf))
             for j in panels[number + 1 :]:
