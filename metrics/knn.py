@@ -457,6 +457,11 @@ class CKNNA(NeighbourMetric):
         """Unbounded: numerator and denominator are sums over different pairs."""
         return -math.inf, math.inf
 
+    @override
+    def pair_cost(self, n: int, p: int, q: int) -> Cost:
+        """Return the cost of several passes over n k neighbours."""
+        return Cost(touched=55.0 * n * self.k, calls=250)
+
     def compare(self, a: Neighbours, b: Neighbours, ranks: Int64[Tensor, "n k"]) -> Tensor:
         """Return the value from the edges that both graphs have; the norm of each layer is computed once."""
         norms = [layer.once(_own_hsic, self.k) for layer in (a, b)]
@@ -518,6 +523,11 @@ class CycleKNN(NeighbourMetric):
     question: ClassVar[str] = "Does a step to a neighbour in one layer, and one in the other, lead back to the sample?"
     needs: ClassVar[str] = "5 k^2 + 1: chance is about k^2 / n"
     symmetric: ClassVar[bool] = False
+
+    @override
+    def pair_cost(self, n: int, p: int, q: int) -> Cost:
+        """Return the cost of several passes over n k neighbours."""
+        return Cost(touched=55.0 * n * self.k, calls=90)
 
     @override
     def samples_needed(self, p: int, q: int) -> int:
