@@ -21,8 +21,6 @@ from repsim.metrics.recipes.rows import column_means, float64_device
 
 _CLOSE = 1e-4
 """Share of ||X||^2 + ||Y||^2 below which a squared distance would show the errors of its terms."""
-_PER_TOUCHED = 200.0
-"""Operations of products in float32 in the time of one value that is processed in float64."""
 
 
 @dataclass(frozen=True, eq=False)
