@@ -20,6 +20,7 @@ from repsim.extractors.loading import sample_loader
 from repsim.extractors.preparation import Preparation, move
 from repsim.extractors.samples.opening import choose
 from repsim.extractors.samples.source import SampleSource
+from repsim.runtime.progress import report_share
 
 SAMPLES = 512
 """Largest number of samples that are used. They are spread evenly over the chosen samples."""
@@ -122,7 +123,8 @@ def measure(
     batches = np.array_split(chosen, -(-len(chosen) // _BATCH))  # sizes differ by at most 1, so no batch has 1 sample
     device = torch.device(how.device)
     with _collecting_moments(model.to(device)) as moments, torch.no_grad():
-        for _, batch in sample_loader(samples, preparation, batches, how):
+        for k, (_, batch) in enumerate(sample_loader(samples, preparation, batches, how)):
+            report_share(k, len(batches))
             if isinstance(batch, SampleError):
                 raise batch
             preparation.forward(model, move(batch, device, non_blocking=device.type == "cuda"))

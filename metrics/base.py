@@ -371,8 +371,12 @@ class PairMetric(Metric[F]):
         Raises `UndefinedValueError`, with the reason, if the value is not defined.
         """
 
+    def pair_cost(self, n: int, p: int, q: int) -> Cost:
+        """Return the approximate cost of one pair; the planner uses it."""
+        return Cost(flop32=self.pair_flop(n, p, q), calls=20)
+
     def pair_flop(self, n: int, p: int, q: int) -> float:
-        """Return the approximate floating-point operations of one pair; the planner uses it."""
+        """Return the approximate floating-point operations of one pair, if they are most of its cost."""
         return 2.0 * n * (p + q)
 
     def pair(self, a: F, b: F) -> float:

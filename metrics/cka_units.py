@@ -44,7 +44,7 @@ class SampledUnits(StreamingRecipe[SampledGram]):
     @override
     def cost(self, layer: LayerSize) -> Cost:
         """Return the cost of X'X or XX', whichever is smaller."""
-        return Cost(flop64=1.0 * layer.n * layer.p * min(layer.n, layer.p))
+        return Cost(flop64=1.0 * layer.n * layer.p * min(layer.n, layer.p), touched=2.0 * layer.n * layer.p, calls=200)
 
     @override
     def memory(self, layer: LayerSize) -> Memory:
@@ -156,6 +156,10 @@ class SampledUnitsCKA(MomentMetric[SampledGram]):
         a, b = cross.a, cross.b
         product = a.norm2 if a is b else CKA().moment(cross)
         return product / math.sqrt(a.shared2 * b.shared2)
+
+    def moment_cost(self, p: int, q: int) -> Cost:
+        """Return the cost of ||X'Y||^2."""
+        return Cost(touched=1.5 * p * q)
 
     def with_gradient(self, x: Float[Tensor, "n p"], y: Float[Tensor, "n q"]) -> Tensor:
         """Compute the formula with a gradient, from the Gram matrices."""

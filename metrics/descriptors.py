@@ -65,9 +65,9 @@ class StatisticDifference(PairMetric[Statistic], ABC):
         return differences
 
     @override
-    def pair_flop(self, n: int, p: int, q: int) -> float:
-        """Return one operation."""
-        return 1.0
+    def pair_cost(self, n: int, p: int, q: int) -> Cost:
+        """Return no cost: all differences are computed at once."""
+        return Cost()
 
 
 class _OneNumber(InMemoryRecipe[Statistic]):
@@ -92,7 +92,7 @@ class Magnitude(_OneNumber):
     @override
     def cost(self, layer: LayerSize) -> Cost:
         """Return the cost of the mean."""
-        return Cost.of_products(1.0 * layer.n * layer.p, layer.itemsize)
+        return Cost(touched=0.5 * layer.n * layer.p)
 
     def __call__(self, x: Float[Tensor, "n p"]) -> Statistic:
         """Compute the statistic of one layer."""
@@ -151,7 +151,7 @@ class Concentricity(_OneNumber):
     @override
     def cost(self, layer: LayerSize) -> Cost:
         """Return the cost of the lengths, and of products with the mean."""
-        return Cost.of_products(6.0 * layer.n * layer.p, layer.itemsize)
+        return Cost(touched=2.0 * layer.n * layer.p, calls=200)
 
     def __call__(self, x: Float[Tensor, "n p"]) -> Statistic:
         """Compute the statistic of one layer."""
@@ -223,8 +223,9 @@ class Uniformity(_OneNumber):
 
     @override
     def cost(self, layer: LayerSize) -> Cost:
-        """Return the cost of half of all squared distances."""
-        return Cost.of_products(1.0 * layer.n * layer.n * layer.p, layer.itemsize)
+        """Return the cost of half of all squared distances, and of their exponentials."""
+        n, p = layer.n, layer.p
+        return Cost.of_products(1.0 * n * n * p, layer.itemsize) + Cost(touched=2.5 * n * n + 4.0 * n * p, calls=200)
 
     def __call__(self, x: Float[Tensor, "n p"]) -> Statistic:
         """Compute the statistic of one layer."""

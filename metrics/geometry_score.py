@@ -14,6 +14,7 @@ from repsim.errors import InvalidInputError
 from repsim.metrics.recipes.base import InMemoryRecipe
 from repsim.metrics.recipes.cost import Cost, LayerSize, Memory
 from repsim.metrics.topology import Bars, TopologyMetric, centred_samples, distances_within, load_gudhi
+from repsim.runtime.progress import report_share
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,7 +54,8 @@ class LoopCounts(InMemoryRecipe[Loops]):
         gamma = n / 5000 / 128 if self.gamma is None else self.gamma
         rng = np.random.default_rng(self.seed)
         times = np.zeros(self.i_max)
-        for _ in range(self.draws):
+        for draw in range(self.draws):
+            report_share(draw, self.draws)
             to_landmarks = distances[order[rng.choice(n, self.landmarks)]].T
             highest = gamma * to_landmarks.max()
             times += living_times(witness_bars(to_landmarks, highest), highest, self.i_max)
@@ -210,9 +212,9 @@ class GeometryScore(TopologyMetric[Loops]):
         return 1000
 
     @override
-    def pair_flop(self, n: int, p: int, q: int) -> float:
-        """Return the operations of a difference of two vectors."""
-        return 3.0 * self.i_max
+    def pair_cost(self, n: int, p: int, q: int) -> Cost:
+        """Return the cost of a difference of two vectors."""
+        return Cost(calls=10)
 
     def caution(self, a: Loops, b: Loops) -> str | None:
         """Warn of layers without any loop, which are all alike, and of too many loops to count."""

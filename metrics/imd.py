@@ -69,9 +69,9 @@ class HeatTraces(InMemoryRecipe[Heat]):
     def cost(self, layer: LayerSize) -> Cost:
         """Return the cost of all distances, and of the eigenvalues or the products with probes."""
         n = layer.n
-        products = 2.0 * _DEGREE * self.neighbours * n * self.probes
-        flop = 2.0 * n * n * layer.p + (4 / 3 * n**3 if n <= tuning.current().heat_exact else products)
-        return Cost.of_products(flop, layer.itemsize)
+        distances = Cost(flop64=2.0 * n * n * layer.p, touched=2.0 * n * n, calls=600)
+        products = Cost(flop64=2.0 * _DEGREE * self.neighbours * n * self.probes)
+        return distances + (Cost.of_eigenvalues(n, 0.55) if n <= tuning.current().heat_exact else products)
 
     @override
     def memory(self, layer: LayerSize) -> Memory:
@@ -207,9 +207,9 @@ class IMD(TopologyMetric[Heat]):
         return 500
 
     @override
-    def pair_flop(self, n: int, p: int, q: int) -> float:
-        """Return the operations of a difference of two vectors."""
-        return 4.0 * len(_TIMES)
+    def pair_cost(self, n: int, p: int, q: int) -> Cost:
+        """Return the cost of a difference of two vectors."""
+        return Cost(calls=10)
 
     def caution(self, a: Heat, b: Heat) -> str | None:
         """Warn of neighbours that depend on ties, as between equal samples."""

@@ -14,6 +14,7 @@ from typing_extensions import override
 
 from repsim.errors import InvalidInputError, UndefinedValueError
 from repsim.metrics.base import Array, Chance, Group, Invariance, PairMetric, PermutedAtOnce
+from repsim.metrics.recipes.cost import Cost
 from repsim.metrics.recipes.neighbours import (
     EdgePairs,
     NearestNeighbours,
@@ -73,9 +74,9 @@ class NeighbourMetric(PairMetric[Neighbours], ABC):
         return 6 * self.k + 1
 
     @override
-    def pair_flop(self, n: int, p: int, q: int) -> float:
-        """Return the operations of looking up n k neighbours."""
-        return 20.0 * n * self.k
+    def pair_cost(self, n: int, p: int, q: int) -> Cost:
+        """Return the cost of looking up n k neighbours."""
+        return Cost(touched=2.0 * n * self.k, calls=40)
 
     def look_up(self, a: Neighbours, others: Sequence[Neighbours]) -> Sequence[Tensor]:
         """Return what `compare` needs for each of the other layers: the ranks of its neighbours among those of a."""
@@ -375,9 +376,9 @@ class SecondOrderCosine(NeighbourMetric):
         """Return a warning for any number of samples."""
         return "no number of samples is enough for unrelated layers to score low; compare with permuted samples"
 
-    def pair_flop(self, n: int, p: int, q: int) -> float:
-        """Return the operations of the distances to the neighbours in the other layer."""
-        return 3.0 * n * self.k * (p + q)
+    def pair_cost(self, n: int, p: int, q: int) -> Cost:
+        """Return the cost of the distances to the neighbours in the other layer."""
+        return Cost(touched=0.45 * n * self.k * (p + q), calls=100)
 
     def compare(self, a: Neighbours, b: Neighbours, ranks: Int64[Tensor, "n k"]) -> Tensor:
         """Compare the distances to the union of the neighbours in both layers."""
@@ -456,6 +457,11 @@ class CKNNA(NeighbourMetric):
         """Unbounded: numerator and denominator are sums over different pairs."""
         return -math.inf, math.inf
 
+    @override
+    def pair_cost(self, n: int, p: int, q: int) -> Cost:
+        """Return the cost of several passes over n k neighbours."""
+        return Cost(touched=55.0 * n * self.k, calls=250)
+
     def compare(self, a: Neighbours, b: Neighbours, ranks: Int64[Tensor, "n k"]) -> Tensor:
         """Return the value from the edges that both graphs have; the norm of each layer is computed once."""
         norms = [layer.once(_own_hsic, self.k) for layer in (a, b)]
@@ -517,6 +523,11 @@ class CycleKNN(NeighbourMetric):
     question: ClassVar[str] = "Does a step to a neighbour in one layer, and one in the other, lead back to the sample?"
     needs: ClassVar[str] = "5 k^2 + 1: chance is about k^2 / n"
     symmetric: ClassVar[bool] = False
+
+    @override
+    def pair_cost(self, n: int, p: int, q: int) -> Cost:
+        """Return the cost of several passes over n k neighbours."""
+        return Cost(touched=55.0 * n * self.k, calls=90)
 
     @override
     def samples_needed(self, p: int, q: int) -> int:

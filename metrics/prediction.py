@@ -13,6 +13,7 @@ from typing_extensions import override
 from repsim.errors import InvalidInputError
 from repsim.metrics.algorithms.cross import Cross
 from repsim.metrics.base import Chance, Group, Invariance
+from repsim.metrics.recipes.cost import Cost
 from repsim.metrics.recipes.rows import float64_device, pieces
 from repsim.metrics.recipes.subspace import PrincipalSubspace, Subspace, layer_with_gradient
 from repsim.metrics.subspaces import SubspaceMetric, saturation
@@ -77,6 +78,10 @@ class LinearRegression(SubspaceMetric):
         values, basis = layer_with_gradient(x)[0], self.recipe.with_gradient(y).basis
         assert isinstance(basis, Tensor)
         return (basis.T @ values).square().sum() / values.square().sum()
+
+    def moment_cost(self, p: int, q: int) -> Cost:
+        """Return the cost of the squares of all inner products."""
+        return Cost(touched=1.0 * p * q)
 
     @override
     def samples_needed(self, p: int, q: int) -> int:
@@ -170,6 +175,10 @@ class GULP(SubspaceMetric):
         value: Tensor = f @ f + g @ g - 2 * (f @ cross.product.square() @ g)
         return value.clamp(min=0)  # rounding may leave -1e-15, which has no root
 
+    def moment_cost(self, p: int, q: int) -> Cost:
+        """Return the cost of the squares of all inner products."""
+        return Cost(touched=1.0 * p * q)
+
     def with_gradient(self, x: Float[Tensor, "n p"], y: Float[Tensor, "n q"]) -> Tensor:
         """Compute the value with a gradient, from H = QQ', Q the first n rows of an orthonormal basis of [X~;
         sqrt(ridge) I].
@@ -254,6 +263,10 @@ class EigenspaceOverlap(SubspaceMetric):
         """Return the value from the inner products of the two bases."""
         value: Tensor = cross.product.square().sum() / max(cross.a.features, cross.b.features)
         return value.clamp(max=1)  # rounding may leave 1 + 2e-16
+
+    def moment_cost(self, p: int, q: int) -> Cost:
+        """Return the cost of the squares of all inner products."""
+        return Cost(touched=1.0 * p * q)
 
     def samples_needed(self, p: int, q: int) -> int:
         """Return the number of samples, from the chance level min(p, q) / n for features with mean 0."""

@@ -21,8 +21,6 @@ from repsim.metrics.recipes.rows import column_means, float64_device
 
 _CLOSE = 1e-4
 """Share of ||X||^2 + ||Y||^2 below which a squared distance would show the errors of its terms."""
-_PER_TOUCHED = 200.0
-"""Operations of products in float32 in the time of one value that is processed in float64."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,7 +65,7 @@ class SampleSpace(InMemoryRecipe[Coordinates]):
     def cost(self, layer: LayerSize) -> Cost:
         """Return the cost of the decomposition of X', if it is needed."""
         n, p = layer.n, layer.p
-        return Cost.of_products(2.0 * n * n * p if p > n else 2.0 * n * p, layer.itemsize)
+        return Cost(flop64=2.0 * n * n * p if p > n else 0.0, touched=4.0 * n * p, calls=100)
 
     @override
     def memory(self, layer: LayerSize) -> Memory:
@@ -201,14 +199,11 @@ class AlignedCosine(PairMetric[Coordinates]):
             "close together; take 25 times as many samples as the narrower layer has features"
         )
 
-    def pair_flop(self, n: int, p: int, q: int) -> float:
-        """Return the operations of X'Y, its decomposition, and the rotation of one layer.
-
-        They are counted in products of float32, which take half the time of float64, and a quarter of that of a
-        decomposition of one pair in each thread.
-        """
+    def pair_cost(self, n: int, p: int, q: int) -> Cost:
+        """Return the cost of X'Y, its decomposition, and the rotation of one layer."""
         m, k = min(n, p), min(n, q)
-        return 8.0 * n * m * k + 40.0 * max(m, k) * min(m, k) ** 2
+        decomposed = Cost(decomposed=20.0 * max(m, k) * min(m, k) ** 2, reduced=2.0 * m * k)
+        return Cost(flop64=4.0 * n * m * k, touched=1.0 * n * (m + k), calls=60) + decomposed
 
 
 @dataclass(frozen=True, eq=False)
@@ -335,6 +330,7 @@ class PermutationProcrustes(PairMetric[Features]):
         distance: Tensor = torch.linalg.vector_norm(torch.cat(parts, 1)) * unit
         return distance
 
-    def pair_flop(self, n: int, p: int, q: int) -> float:
-        """Return the operations of X'Y in float64, which take twice the time of float32, and of the assignment."""
-        return 4.0 * n * p * q + _PER_TOUCHED * cost_of_assignment(p, q).touched
+    def pair_cost(self, n: int, p: int, q: int) -> Cost:
+        """Return the cost of X'Y and of the assignment."""
+        product = Cost(flop64=2.0 * n * p * q, summed=1.0 * p * q, touched=4.0 * n * (p + q), calls=60)
+        return product + cost_of_assignment(p, q)

@@ -164,10 +164,12 @@ class RankedCorrelations(InMemoryRecipe[Ranks]):
 
     @override
     def cost(self, layer: LayerSize) -> Cost:
-        """Return the cost of half of all correlations, and of sorting: 30 operations per pair of samples and step."""
+        """Return the cost of half of all correlations, and of sorting them."""
         n = layer.n
         pairs = n * (n - 1) / 2
-        return Cost.of_products(1.0 * n * n * layer.p + 30 * pairs * math.log2(max(2.0, pairs)), layer.itemsize)
+        return Cost(
+            flop64=1.0 * n * n * layer.p, touched=52 * pairs, sorted=pairs * math.log2(max(2.0, pairs)), calls=600
+        )
 
     @override
     def memory(self, layer: LayerSize) -> Memory:
@@ -342,9 +344,9 @@ class RSA(PairMetric[Ranks]):
         return _products([a.ranks for a in rows], [b.ranks for b in columns]).cpu().numpy()
 
     @override
-    def pair_flop(self, n: int, p: int, q: int) -> float:
-        """Return the operations of one product per pair of samples."""
-        return 1.0 * n * n
+    def pair_cost(self, n: int, p: int, q: int) -> Cost:
+        """Return the cost of one product per pair of samples."""
+        return Cost(added=0.3 * n * n)
 
     @override
     def samples_needed(self, p: int, q: int) -> int:
@@ -393,8 +395,8 @@ class EuclideanDistances(InMemoryRecipe[DistanceMatrix]):
 
     @override
     def cost(self, layer: LayerSize) -> Cost:
-        """Return the cost of half of all distances."""
-        return Cost.of_products(1.0 * layer.n * layer.n * layer.p, layer.itemsize)
+        """Return the cost of half of all distances, and of their roots."""
+        return Cost(flop64=1.0 * layer.n * layer.n * layer.p, touched=4.0 * layer.n * layer.n, calls=300)
 
     @override
     def memory(self, layer: LayerSize) -> Memory:
@@ -486,9 +488,10 @@ class RSMDifference(PairMetric[DistanceMatrix]):
         return spectral_norm(distances(x) - distances(y))
 
     @override
-    def pair_flop(self, n: int, p: int, q: int) -> float:
-        """Return the operations of all eigenvalues, or of about 40 products with a vector."""
-        return 4 / 3 * n**3 if n < _EXACT_BELOW else 80.0 * n * n
+    def pair_cost(self, n: int, p: int, q: int) -> Cost:
+        """Return the cost of all eigenvalues, or of some twenty products with a vector."""
+        eigenvalues = Cost.of_eigenvalues(n, 0.4) if n < _EXACT_BELOW else Cost(added=18.0 * n * n, calls=500)
+        return eigenvalues + Cost(touched=0.5 * n * n, calls=20)
 
 
 def spectral_norm(matrix: Float64[Tensor, "n n"]) -> Float64[Tensor, ""]:

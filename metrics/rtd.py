@@ -212,7 +212,7 @@ class RTD(TopologyMetric[Batches]):
         return self.batch
 
     @override
-    def pair_flop(self, n: int, p: int, q: int) -> float:
-        """Return the operations: about ten for every triangle of both directions."""
+    def pair_cost(self, n: int, p: int, q: int) -> Cost:
+        """Return the cost, in proportion to the triangles of both directions."""
         trials, batch = (1, n) if n <= self.batch else (self.trials, self.batch)
-        return 20.0 * trials * (2 * batch) ** 3
+        return Cost(touched=0.85 * trials * (2 * batch) ** 3)

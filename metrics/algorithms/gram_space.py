@@ -15,6 +15,7 @@ from repsim.metrics.algorithms.sweep import SummedMeasure, SummedSweep, Sums
 from repsim.metrics.recipes.gram import KernelMatrix, common_groups
 from repsim.metrics.recipes.rows import cut, float64_device, prefetch
 from repsim.runtime import tuning
+from repsim.runtime.progress import report_share
 
 
 @runtime_checkable
@@ -143,7 +144,9 @@ class GramSweep(SummedSweep[GramMeasure]):
         largest = max(left.stop - left.start, right.stop - right.start)  # the last panel may be shorter
         side = min(self.tile, self.draws[0].block, largest)
         memory = torch.empty(1 + several, len(self.draws) * side**2, dtype=self.dtype, device=self.device)
-        for i, j in tiles(left, right, self.draws[0].block, self.tile):
+        pairs = list(tiles(left, right, self.draws[0].block, self.tile))
+        for number, (i, j) in enumerate(pairs):
+            report_share(number, len(pairs))
             shape = (len(self.draws), i.stop - i.start, j.stop - j.start)
             kernels, spare = (m[: math.prod(shape)].view(shape) for m in (memory[0], memory[-1]))
             alike = None if self.groups is None else self.groups.same(i, j, self.device)

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import torch
 
 from repsim.runtime import tuning
+from repsim.runtime.progress import report_share
 
 T = TypeVar("T")
 
@@ -18,11 +19,16 @@ def map_in_threads(function: Callable[..., T], *items: Sequence[Any]) -> list[T]
     The work on one pair, such as the decomposition of a small matrix, gains little from several threads. Results are in
     the order of the items.
     """
-    threads = torch.get_num_threads()
+    threads, results = torch.get_num_threads(), []
     if threads == 1:
-        return [function(*args) for args in zip(*items, strict=True)]
+        for args in zip(*items, strict=True):
+            results.append(function(*args))
+            report_share(len(results), len(items[0]))
+        return results
     with ThreadPoolExecutor(threads, "repsim-pairs", initializer=partial(torch.set_num_threads, 1)) as pool:
         futures = [pool.submit(tuning.in_context(function), *args) for args in zip(*items, strict=True)]
-        results = [future.result() for future in futures]
+        for future in futures:
+            results.append(future.result())
+            report_share(len(results), len(futures))
     torch.set_num_threads(threads)
     return results

@@ -27,13 +27,26 @@ class Cost:
     flop64: Amount = 0
     """Floating-point operations of products in float64."""
     decomposed: Amount = 0
-    """Operations of eigenvalue and singular value decompositions, by the usual counts."""
+    """Operations of eigenvalue and singular value decompositions, by the usual counts: 9 m^3 for all eigenvectors."""
     touched: Amount = 0
     """Values that are processed one by one in float64."""
     added: Amount = 0
     """Values of float32 products that are added to float64 sums."""
     read: Amount = 0
     """Bytes read from the stores."""
+    reduced: Amount = 0
+    """Values of the matrices that are decomposed, m^2: most of the time of small decompositions."""
+    summed: Amount = 0
+    """Values of cross-moments in float64, in memory that is allocated for them."""
+    sorted: Amount = 0
+    """Comparisons of sorting m values, m log2 m."""
+    calls: Amount = 0
+    """Calls of functions on small arrays, whose time does not depend on the size."""
+
+    @staticmethod
+    def of_eigenvalues(m: Amount, share: float = 1.0) -> "Cost":
+        """Return the cost of the eigenvectors of a symmetric m x m matrix in float64, or of a ``share`` of that."""
+        return Cost(decomposed=9.0 * share * m**3, reduced=share * m**2, calls=1)
 
     @staticmethod
     def of_products(flop: Amount, itemsize: int) -> "Cost":
@@ -43,7 +56,7 @@ class Cost:
     def __add__(self, other: "Cost") -> "Cost":
         return Cost(*(a + b for a, b in zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)))
 
-    def __rmul__(self, times: int) -> "Cost":
+    def __rmul__(self, times: Amount) -> "Cost":
         return Cost(*(times * amount for amount in dataclasses.astuple(self)))
 
     def seconds(self, rates: "Cost") -> float:
@@ -54,7 +67,10 @@ class Cost:
 
 
 NOTHING = Cost()
-NOMINAL = Cost(flop32=2e11, flop64=1e11, decomposed=5e10, touched=1e9, added=2.5e9, read=1e9)
+NOMINAL = Cost(
+    flop32=2e11, flop64=1e11, decomposed=5e10, touched=1e9, added=2.5e9, read=1e9, reduced=3e7, summed=2.5e9,
+    sorted=2e9, calls=3e5,
+)  # fmt: skip
 """Rates per second for choosing an algorithm; only their ratios matter, which are similar on all machines."""
 
 

@@ -139,6 +139,10 @@ class KernelRecipe(Recipe[K_co]):
     def block(self, n: int) -> int:
         """Return the samples of one block, of n; n if the matrix is complete."""
 
+    def entry_cost(self) -> Cost:
+        """Return the cost of one entry of the matrix, beyond the product of two samples; none for a linear kernel."""
+        return Cost()
+
 
 def offsets(
     row_sums: Float64[Tensor, "*blocks b"], diagonal: Float64[Tensor, "*blocks b"], *, unbiased: bool
@@ -465,8 +469,17 @@ class CentredGram(KernelRecipe[Gram], StreamingRecipe[Gram]):
         if self.kernel == "linear":
             return Cost()
         passes = 1 if self.bandwidth is None else 3  # two for the median, one for the row sums
-        pairs = float(layer.n) * layer.n
-        return Cost(flop32=passes * pairs * layer.p, touched=passes * pairs / 2)
+        pairs = float(layer.n) * layer.n / 2
+        cost = passes * pairs * (self.entry_cost() + Cost(flop32=2.0 * layer.p, touched=1)) + Cost(calls=300)
+        if self.kernel == "distance" and layer.n <= _ONE_MATRIX and layer.n * layer.p <= _ONE_MATRIX**2:
+            # for the chance level
+            cost += pairs * Cost(flop64=4.0 * layer.p, touched=20)
+        return cost
+
+    @override
+    def entry_cost(self) -> Cost:
+        """Return the cost of a root or an exponential."""
+        return Cost() if self.kernel == "linear" else Cost(touched=2)
 
     @override
     def memory(self, layer: LayerSize) -> Memory:

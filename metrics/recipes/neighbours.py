@@ -19,6 +19,7 @@ from repsim.metrics.recipes.cost import Cost, LayerSize, Memory
 from repsim.metrics.recipes.gram import Reordered
 from repsim.metrics.recipes.rows import Rows, by_pieces, column_means, cut, direction, float64_device, in_memory, pieces
 from repsim.runtime import tuning
+from repsim.runtime.progress import report_share
 
 T = TypeVar("T")
 _ROUNDINGS = 8
@@ -167,8 +168,12 @@ class NearestNeighbours(StreamingRecipe[Neighbours]):
 
     @override
     def cost(self, layer: LayerSize) -> Cost:
-        """Return the cost of half of all cosines."""
-        return Cost.of_products(1.0 * layer.n * layer.n * layer.p, layer.itemsize)
+        """Return the cost of all cosines, of the selection of the largest, and of distances computed again."""
+        n, p = layer.n, layer.p
+        side = tuning.current().neighbour_side
+        products = Cost.of_products(1.0 * n * (n + min(n, side)) * p, layer.itemsize)
+        exact = self.k if self.features else 0  # distances to the neighbours, in float64
+        return products + Cost(touched=2.3 * n * n + (8.0 + exact) * n * p, calls=500)
 
     @override
     def memory(self, layer: LayerSize) -> Memory:
@@ -331,6 +336,7 @@ class Search:
 
         panels = list(cut(self.n, tuning.current().neighbour_side))
         for number, i in enumerate(panels):
+            report_share(number * (2 * len(panels) - number), len(panels) ** 2)  # of the triangle of tiles
             left = v[i]
             enter(i, i, (left @ left.T).sub_(halves[i]).fill_diagonal_(-torch.inf))
             for j in panels[number + 1 :]:

@@ -270,10 +270,11 @@ class PrincipalSubspace(StreamingRecipe[Subspace], DifferentiableRecipe[Subspace
 
     @override
     def cost(self, layer: LayerSize) -> Cost:
-        """Return the cost of X'X or XX', 9 m^3 for its eigenvectors, m = min(n, p), and a basis from those of X'X."""
+        """Return the cost of X'X or XX', of its m = min(n, p) eigenvectors, and of a basis from those of X'X."""
         n, p, m = layer.n, layer.p, min(layer.n, layer.p)
         basis = 2.0 * n * p * m if p <= n else 0.0
-        return Cost(flop64=1.0 * n * p * m + basis, decomposed=9.0 * m**3, touched=float(n * p))
+        cost = Cost(flop64=1.0 * n * p * m + basis, touched=float(n * p), calls=300) + Cost.of_eigenvalues(m)
+        return cost if self.centred else 2 * cost  # the constant direction is separated by a second decomposition
 
     @override
     def memory(self, layer: LayerSize) -> Memory:

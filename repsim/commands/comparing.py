@@ -63,7 +63,7 @@ def compare(
 
     a, b = (list(stores), None) if square or len(stores) > 2 else (stores[0], stores[-1])
     compared = None
-    with terminal.progress_bar("comparing", "%/s") as advance:
+    with terminal.progress_bar("comparing", "%") as advance:
         for event in compare_steps(
             a, b, metrics or None, CompareOptions(**chosen), out=out, dry_run=dry_run, progress=advance,
             command=command_line(),

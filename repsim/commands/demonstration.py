@@ -24,7 +24,7 @@ def demo(out: Path) -> None:
     from repsim.demo import STUDY, run
     from repsim.results.files import open_study
 
-    with terminal.progress_bar("demo", "steps/s") as advance:
+    with terminal.progress_bar("demo", "steps") as advance:
         files = run(out, advance)
     for path, description in files.items():
         click.echo(f"{path}  {description}")

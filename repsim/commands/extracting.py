@@ -67,7 +67,7 @@ def extract(models: Sequence[str], data: str, out: Path, *, dry_run: bool, **key
 
     ignore_metadata_of_pictures()
     request = read_keywords(models, data, keywords)[:3]
-    with terminal.progress_of_steps("samples/s") as steps:
+    with terminal.progress_of_steps("samples") as steps:
         if dry_run:
             for planned in plan_extraction(*request[:2], out, request[2], listeners=steps):
                 show_plan(planned)

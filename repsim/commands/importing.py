@@ -62,7 +62,7 @@ def import_activations(
         )
     for k, source in enumerate(sources):
         name = names[k] if names else None
-        with terminal.progress_bar(str(source), "layers/s") as advance:
+        with terminal.progress_bar(str(source), "layers") as advance:
             events = list(import_steps(source, out, model=name, layers=layers or None, progress=advance, **chosen))
         for event in events:
             if isinstance(event, Note):

@@ -142,7 +142,7 @@ def verify(files: Sequence[Path]) -> None:
                 if not verify_result_or_study(path):
                     verdict = "no damage seen, but a file of this earlier format has no digest; save it again"
             else:
-                with terminal.progress_bar(str(path), "layers/s") as advance:
+                with terminal.progress_bar(str(path), "layers") as advance:
                     damage = list(map(str, find_damage(path, advance)))
         except StoreError as error:
             damage = [render_for_cli(error)]

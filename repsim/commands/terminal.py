@@ -4,6 +4,7 @@ import codecs
 import json
 import sys
 import textwrap
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -15,7 +16,7 @@ import click
 from repsim.commands.shared import is_first_process
 from repsim.errors import MissingFontWarning
 from repsim.runtime import interrupts
-from repsim.runtime.files import format_duration
+from repsim.runtime.pace import Pace
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
 LOG_SECONDS = 30.0
 """Seconds between two lines of progress if stderr is no terminal."""
+_LOOK_SECONDS = 1.0
+"""Seconds between two looks whether a line is due."""
 _ESCAPED = "ascii_escaped"
 PROSE = 100
 """Largest width of running text, in columns."""
@@ -114,6 +117,37 @@ def print_table(plain: "Plain") -> None:
     make_console().print(table)
 
 
+class Bar:
+    """Progress of one step: what is done, the rate, and the time left, on a bar or in the lines of a log file."""
+
+    def __init__(self, what: str, unit: str, clock: Callable[[], float] = time.perf_counter) -> None:
+        self.what, self.unit, self.clock = what, unit, clock
+        self.pace = Pace()
+        self.expect = self.pace.expect
+        self.show: Callable[[], None] = lambda: None
+        """Called after each report."""
+        self._printed = clock()
+        self._lock = threading.Lock()
+
+    def __call__(self, done: int, total: int) -> None:
+        """Report what is done, and of how much."""
+        self.pace.report(self.clock(), done, total)
+        self.show()
+        interrupts.check()
+
+    def text(self) -> str:
+        """Return what is done, the rate and the time left."""
+        return self.pace.text(self.clock(), self.unit) if self.pace.total else ""
+
+    def print_line(self) -> None:
+        """Print a line if the last one is long enough ago."""
+        with self._lock:
+            now = self.clock()
+            if self.pace.total and now - self._printed >= LOG_SECONDS:
+                self._printed = now
+                click.echo(f"{self.what}: {self.text()}", err=True)
+
+
 @contextmanager
 def progress_bar(what: str, unit: str) -> Iterator[Callable[[int, int], None]]:
     """Show a progress bar on stderr, with a rate and the remaining time; in a log file, print a line now and then.
@@ -126,42 +160,58 @@ def progress_bar(what: str, unit: str) -> Iterator[Callable[[int, int], None]]:
     what : str
         Description of the work.
     unit : str
-        Unit of the rate, such as ``images/s``.
+        What is counted, such as ``images``; ``%`` for percent of predicted work.
 
     Yields
     ------
     callable
         Takes the amount of work that is done and the total. It raises KeyboardInterrupt after a signal.
     """
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    bar = Bar(what, unit)
+    if not is_first_process():
+        yield bar
+    elif sys.stderr.isatty():
+        with _live(bar):
+            yield bar
+    else:
+        with _lines(bar):
+            yield bar
 
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"),
-        TimeRemainingColumn(),
-    )
-    start = last = time.perf_counter()
-    before: int | None = None
-    quiet = not is_first_process()
-    live = sys.stderr.isatty() and not quiet
-    with Progress(*columns, console=make_console(stderr=True), transient=True, disable=not live) as bar:
-        task = bar.add_task(what, total=None, rate="")
 
-        def advance(done: int, total: int) -> None:
-            nonlocal last, before
-            now = time.perf_counter()
-            before = done if before is None else before
-            speed = (done - before) / max(now - start, 1e-9)
-            rate = f"{speed:.1f} {unit}" if speed >= 0.1 or not speed else f"{format_duration(1 / speed)} each"
-            bar.update(task, completed=done, total=total, rate=rate)
-            if not live and not quiet and now - last >= LOG_SECONDS:
-                last = now
-                click.echo(f"{what}: {done} of {total}, {rate}", err=True)
-            interrupts.check()
+@contextmanager
+def _live(bar: Bar) -> Iterator[None]:
+    """Draw a bar several times a second, so that the time left counts down between two reports."""
+    from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
+    from rich.text import Text
 
-        yield advance
+    class Amounts(ProgressColumn):
+        def render(self, task: Task) -> Text:  # noqa: ARG002 - there is only one
+            return Text(bar.text())
+
+    columns = TextColumn("{task.description}"), BarColumn(), Amounts()
+    with Progress(*columns, console=make_console(stderr=True), transient=True) as display:
+        task = display.add_task(bar.what, total=None)
+        bar.show = lambda: display.update(task, completed=bar.pace.done, total=bar.pace.total or None)
+        yield
+
+
+@contextmanager
+def _lines(bar: Bar) -> Iterator[None]:
+    """Print a line every `LOG_SECONDS`; a thread does this during units that take longer."""
+    ended = threading.Event()
+    bar.show = bar.print_line
+
+    def print_lines() -> None:
+        while not ended.wait(_LOOK_SECONDS):
+            bar.print_line()
+
+    thread = threading.Thread(target=print_lines, name="repsim-progress", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 def print_notes(result: "xr.Dataset") -> None:
@@ -207,7 +257,7 @@ def print_measure(metric: "Metric[Any]") -> None:
 
 
 @contextmanager
-def progress_of_steps(unit: str = "a second") -> Iterator[Callable[[str], Callable[[int, int], None]]]:
+def progress_of_steps(unit: str = "") -> Iterator[Callable[[str], Callable[[int, int], None]]]:
     """Show the progress of work that has several steps: one bar for the running step.
 
     Yields

@@ -1,5 +1,7 @@
-"""Measure how fast this machine multiplies, decomposes and reads, to predict the time of a plan."""
+"""Measure how fast this machine multiplies, decomposes, sorts and reads, to predict the time of a plan."""
 
+import dataclasses
+import functools
 import statistics
 import time
 from collections.abc import Callable
@@ -9,9 +11,13 @@ import torch
 from repsim.metrics.recipes.cost import Cost
 from repsim.metrics.recipes.rows import Centred, Rows, cut
 
+Clock = Callable[[], float]
 
-def rates(device: str, stored: Rows | None = None) -> Cost:
-    """Return the rates of this machine: each entry of `Cost` in units a second. Takes about a second.
+
+def rates(device: str, stored: Rows | None = None, *, clock: Clock = time.perf_counter) -> Cost:
+    """Return the rates of this machine: each entry of `Cost` in units a second.
+
+    Takes less than a second, and is measured once in a process; only reading is measured each time.
 
     Parameters
     ----------
@@ -19,45 +25,87 @@ def rates(device: str, stored: Rows | None = None) -> Cost:
         The device to measure.
     stored : Rows, optional
         A layer in its store, of which a few megabytes are read. Without it the reading rate is 1 GB/s.
+    clock : callable
+        Returns the time in seconds; `time.process_time` measures the time of the processor, whatever else runs on it.
     """
+    speed = _computing(device, torch.get_num_threads(), clock)
+    if stored is None:
+        return speed
+    n, p = stored.shape
+    runs = list(cut(n, max(1, 2**21 // p)))  # each is read once: the second time it would be in the cache
+    runs = runs[:: -(-len(runs) // 8)]
+    unread = iter(runs)
+    rows = runs[0].stop - runs[0].start
+    read = rows * p * 4 / _seconds(lambda: stored[next(unread)], device, clock, times=len(runs) - 1)
+    return dataclasses.replace(speed, read=read)
+
+
+@functools.cache
+def _computing(device: str, _threads: int, clock: Clock) -> Cost:
     on = torch.device(device)
     wide = torch.device("cpu") if on.type == "mps" else on
     x = torch.randn(1024, 768, device=on)
     y = torch.randn(512, 2048, dtype=torch.float64, device=wide)
-    square = torch.randn(512, 512, dtype=torch.float64, device=wide)
+    square, small = (torch.randn(m, m, dtype=torch.float64, device=wide) for m in (384, 64))
+    square, small = square @ square.T, small @ small.T
     total = torch.zeros(512, 1024, dtype=torch.float64, device=wide)
     product = torch.randn(512, 1024, device=wide)
     centred = Centred(x, torch.zeros(768, dtype=torch.float64, device=wide), 1.0, torch.float32)
-    read = 1e9
-    if stored is not None:
-        n, p = stored.shape
-        runs = list(cut(n, max(1, 2**21 // p)))  # each is read once: the second time it would be in the cache
-        runs = runs[:: -(-len(runs) // 8)]
-        unread = iter(runs)
-        rows = runs[0].stop - runs[0].start
-        read = rows * p * 4 / _seconds(lambda: stored[next(unread)], device, times=len(runs) - 1)
+    outer = torch.randn(1, 1024, device=on)
+    keys = torch.randint(2**30, (2**18,), dtype=torch.int32, device=on)
+    one = torch.ones(1, device=on)
+
+    def seconds(work: Callable[[], object], times: int = 5) -> float:
+        return _seconds(work, device, clock, times=times)
+
+    def sums() -> torch.Tensor:
+        return torch.zeros(1024, 768, dtype=torch.float64, device=wide).add_((outer.T @ x[:1]).to(wide))
+
+    per_operation, per_value = _decomposition(
+        (64, seconds(lambda: [torch.linalg.eigh(small) for _ in range(8)]) / 8),
+        (384, seconds(lambda: torch.linalg.eigh(square), 3)),
+    )
     return Cost(
-        flop32=2 * 512 * 512 * 768 * 8 / _seconds(lambda: [x[:512] @ x[512:1024].T for _ in range(8)], device),
-        flop64=2 * 512 * 512 * 2048 / _seconds(lambda: y @ y.T, device),
-        decomposed=9 * 512**3 / _seconds(lambda: torch.linalg.eigh(square @ square.T), device),
-        touched=x.numel() / _seconds(lambda: centred[:], device),
-        added=total.numel() / _seconds(lambda: total.add_(product), device),
-        read=read,
+        flop32=2 * 512 * 512 * 768 * 8 / seconds(lambda: [x[:512] @ x[512:1024].T for _ in range(8)]),
+        flop64=2 * 512 * 512 * 2048 / seconds(lambda: y @ y.T),
+        decomposed=1 / per_operation,
+        reduced=1 / per_value,
+        touched=x.numel() / seconds(lambda: centred[:]),
+        added=total.numel() / seconds(lambda: total.add_(product)),
+        summed=x.numel() / seconds(sums),
+        sorted=18 * len(keys) / seconds(lambda: torch.sort(keys)),
+        calls=200 / seconds(lambda: [one.add(1) for _ in range(200)]),
+        read=1e9,
     )
 
 
-def _seconds(work: Callable[[], object], device: str, times: int = 5) -> float:
+def _decomposition(small: tuple[int, float], large: tuple[int, float]) -> tuple[float, float]:
+    """Return seconds per operation and per value, a and b with a 9 m^3 + b m^2 seconds for both m x m matrices.
+
+    Each part has at least a tenth of the time of one matrix, whatever else disturbed the measurements.
+
+    >>> a, b = _decomposition((64, 1e-10 * 9 * 64**3 + 1e-7 * 64**2), (384, 1e-10 * 9 * 384**3 + 1e-7 * 384**2))
+    >>> round(a * 1e10, 9), round(b * 1e7, 9)
+    (1.0, 1.0)
+    """
+    (m, short), (k, long) = small, large
+    b = max((short / m**3 - long / k**3) / (1 / m - 1 / k), short / m**2 / 10)
+    a = max(long - b * k**2, long / 10) / (9 * k**3)
+    return a, b
+
+
+def _seconds(work: Callable[[], object], device: str, clock: Clock, *, times: int) -> float:
     """Return the median time of several calls, after one warm-up call."""
     if times > 0:
         work()
     durations = []
     for _ in range(max(1, times)):
         _finish(device)
-        start = time.perf_counter()
+        start = clock()
         work()
         _finish(device)
-        durations.append(time.perf_counter() - start)
-    return statistics.median(durations)
+        durations.append(clock() - start)
+    return max(statistics.median(durations), 1e-9)
 
 
 def _finish(device: str) -> None:

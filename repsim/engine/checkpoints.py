@@ -26,6 +26,7 @@ from repsim.metrics.algorithms.sweep import Sweep
 from repsim.runtime import interrupts
 from repsim.runtime.files import lock
 from repsim.runtime.processes import ALONE, Ranks
+from repsim.runtime.progress import Step, sharing
 
 
 class Checkpoints:
@@ -166,7 +167,8 @@ def compute_sweep(
     me : Ranks
         This process among those that share the work.
     step : callable
-        Called after each unit.
+        Called after each unit that this process computes. A `Step` also receives the number of units that an earlier
+        run has computed, and the share of the running unit that is done.
 
     Returns
     -------
@@ -178,11 +180,14 @@ def compute_sweep(
     done = {unit: part for unit, part in done.items() if unit in range(sweep.units)}
     missing = [unit for unit in sweep.order if unit not in done]
     units = missing[me.part(len(missing))]
+    if done and isinstance(step, Step):
+        step.skip(len(done))
     computed: dict[int, Any] = {}
-    for unit, part in zip(units, sweep.parts(units), strict=True):
-        computed[unit] = part
-        checkpoints.save(name, unit, part)
-        step()
-        interrupts.check()
+    with sharing(step):
+        for unit, part in zip(units, sweep.parts(units), strict=True):
+            computed[unit] = part
+            checkpoints.save(name, unit, part)
+            step()
+            interrupts.check()
     parts = done | {unit: part for of_process in me.gather(computed) for unit, part in of_process.items()}
     return sweep.values([parts[unit] for unit in range(sweep.units)])

@@ -28,7 +28,7 @@ from repsim.metrics.algorithms.feature_space import MomentSweep
 from repsim.metrics.algorithms.gram_space import GramSweep
 from repsim.metrics.algorithms.pair_by_pair import PairSweep
 from repsim.metrics.algorithms.sweep import Sweep
-from repsim.metrics.recipes.cost import Cost
+from repsim.metrics.recipes.cost import NOMINAL, Cost
 from repsim.metrics.recipes.rows import Rows
 from repsim.results.files import open_result, save_result
 from repsim.runtime.deprecation import warn_deprecated
@@ -46,6 +46,8 @@ from repsim.stores.opening import ArraysLike, Ids, StoreLike, as_one_store, as_s
 from repsim.stores.pairing import PairBy
 from repsim.stores.store import ActivationStore, open_store, store_path
 
+_LONG_SECONDS = 5.0
+"""Nominal time of a comparison from which the rates of the machine, measured in less than a second, are worth it."""
 _STEP = 2**26
 """Bytes to which the memory of the process before the comparison is rounded up."""
 
@@ -429,7 +431,8 @@ class Comparison:
             layer.shape.name: Source(layer.shape.name, layer.name, partial(self._read, layer, min_samples))
             for layer in self.matrix.layers
         }
-        checkpoints, meter = Checkpoints(None if parts is None else Path(parts)), Meter(self.plan, self.me, progress)
+        checkpoints = Checkpoints(None if parts is None else Path(parts))
+        meter = Meter(self.plan, self.me, progress, self._rates_for(progress))
         with checkpoints.locked(first=self.me.first), _precision(tf32=self.tf32):
             for stage in self.plan.stages:
                 self._compute_stage(stage, sources, checkpoints, meter)
@@ -440,6 +443,10 @@ class Comparison:
             if save is not None and self.me.first:
                 save(result)
         return result
+
+    def _rates_for(self, progress: Progress | None) -> Cost:
+        """Return the rates of this machine if someone waits long enough to see the time left, or else nominal rates."""
+        return self.rates() if progress is not None and self.plan.seconds(NOMINAL) > _LONG_SECONDS else NOMINAL
 
     def _attrs(self, command: str) -> dict[str, Any]:
         return {

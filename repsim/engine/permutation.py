@@ -33,7 +33,7 @@ from repsim.metrics.recipes.gram import Gram, KernelMatrix, common_groups
 from repsim.metrics.recipes.groups import Groups
 from repsim.metrics.recipes.rows import cut, float64_device
 from repsim.runtime import tuning
-from repsim.runtime.progress import Progress, counter
+from repsim.runtime.progress import Progress, counter, spread
 
 _AT_ONCE = 64
 """Permutations whose small matrices are fetched from a GPU at once, as each fetch waits until the GPU has finished."""
@@ -337,7 +337,7 @@ def permuted_moments(
     """Compute ||X'Y[pi]||^2 of all pairs for every permutation: products in ``dtype``, summed in float64.
 
     The features of all layers of a side, and those of several permutations, are concatenated, so that one large product
-    contains every pair as a block. ``step`` is called once a permutation.
+    contains every pair as a block. ``step`` is called as often as there are permutations, spread over the work.
     """
     n, count = rows[0].n, len(permutations)
     place = float64_device(rows[0].device)
@@ -345,8 +345,8 @@ def permuted_moments(
     X, Y = (torch.cat([layer.rows(slice(0, n)).to(device, dtype) for layer in side], 1) for side in (rows, columns))
     of_rows, of_columns = (_membership(side).to(place) for side in (rows, columns))
     total = torch.zeros(count, len(rows), len(columns), dtype=torch.float64, device=place)
-    blocks = list(cut(Y.shape[1], tuning.current().permuted_side))
-    for q in blocks:
+    blocks, progress = list(cut(Y.shape[1], tuning.current().permuted_side)), spread(step, count)
+    for number, q in enumerate(blocks):
         y = Y[:, q].contiguous()
         for chunk in cut(count, max(1, tuning.current().permuted_side // y.shape[1])):
             orders = permutations[chunk].T.contiguous().to(device)
@@ -364,9 +364,7 @@ def permuted_moments(
                         sums += torch.mm(X[run, p].T, gathered, out=product).to(place)
                 squares = (of_rows[:, p] @ sums.square_()).view(len(rows), -1, y.shape[1]) @ of_columns[:, q].T
                 total[chunk] += squares.transpose(0, 1)
-            if q == blocks[-1]:
-                for _ in range(orders.shape[1]):
-                    step()
+            progress(number * count + chunk.stop, len(blocks) * count)
     return total
 
 
@@ -406,13 +404,13 @@ def permuted_products(
     """Compute <A, B[pi][:, pi]> for every permutation pi: half a row is summed in the matrices' dtype, then float64.
 
     For one row of B at a time, which stays in the cache, the entries of many permutations are gathered, with the
-    corresponding rows of A, and multiplied in one batched product. The buffers are reused. ``step`` is called once a
-    permutation.
+    corresponding rows of A, and multiplied in one batched product. The buffers are reused. ``step`` is called as often
+    as there are permutations, spread over the work.
     """
     n, layers, half = rows.shape
     width, place = columns.shape[2], float64_device(rows.device)
     total = torch.zeros(len(permutations), layers, width, dtype=torch.float64, device=place)
-    ahead = torch.arange(half, device=rows.device)
+    ahead, progress = torch.arange(half, device=rows.device), spread(step, len(permutations))
     for chunk in gather_chunks(len(permutations), half * width, rows):
         orders = permutations[chunk].to(rows.device)
         inverse, cyclic = orders.argsort(1), torch.cat([orders, orders], 1)
@@ -425,6 +423,5 @@ def permuted_products(
             torch.index_select(columns[r], 0, index.flatten(), out=of_columns.view(-1, width))
             torch.index_select(rows, 0, i, out=of_rows)
             total[chunk] += torch.bmm(of_rows, of_columns, out=products).to(place)
-        for _ in range(len(orders)):
-            step()
+            progress(n * chunk.start + len(orders) * (r + 1), n * len(permutations))
     return total

@@ -18,8 +18,9 @@ reading                 bytes of the stores: for preparation, then whenever laye
 import dataclasses
 import math
 import re
+import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,8 +36,14 @@ from repsim.metrics.recipes.gram import KernelRecipe
 from repsim.runtime import tuning
 from repsim.runtime.files import format_size
 from repsim.runtime.processes import Ranks
-from repsim.runtime.progress import Progress
+from repsim.runtime.progress import Progress, Step, expect
 from repsim.runtime.tuning import Tuning
+
+# Calls of functions on small arrays, which take most of the time of small comparisons
+_CALLS_OF_LAYER = 250
+_CALLS_OF_PRODUCT = 40
+_CALLS_OF_VALUE = 20
+_CALLS_OF_RESULT = 5000
 
 
 @dataclass(frozen=True)
@@ -80,6 +87,8 @@ class Stage:
     """Cost of preparing the layers."""
     comparing: Cost = NOTHING
     """Cost of comparing all pairs."""
+    reporting: Cost = NOTHING
+    """Cost of entering values with their chance levels and cautions into a result."""
     other: Cost | None = None
     """Cost of the algorithm that was not chosen; None if there is only one."""
     memory: int = 0
@@ -108,8 +117,8 @@ class Stage:
         return self.preparing + self.comparing
 
     def seconds(self, rates: Cost) -> float:
-        """Return the predicted time in seconds at these rates; preparing and comparing do not overlap."""
-        return self.preparing.seconds(rates) + self.comparing.seconds(rates)
+        """Return the predicted time in seconds at these rates; preparing, comparing and reporting do not overlap."""
+        return sum(cost.seconds(rates) for cost in (self.preparing, self.comparing, self.reporting))
 
 
 @dataclass(frozen=True)
@@ -240,11 +249,11 @@ def _with_algorithm(stage: Stage, n: int, limits: Limits) -> Stage:
     fixed, kept = prepared.fixed, prepared.kept
     itemsize = max(4, *(layer.itemsize for layer in layers))
     largest = max(n * layer.p * (layer.itemsize + 8) for layer in layers)  # one layer as it is read and centred
-    stage = dataclasses.replace(stage, preparing=prepared.cost)
+    stage = dataclasses.replace(stage, preparing=prepared.cost, reporting=_reporting(stage))
 
     def within(free: int, *, kept: bool) -> Stage:
         if stage.algorithm == "pairs":
-            return _pair_by_pair(stage, n, itemsize)
+            return _pair_by_pair(stage, n)
         plan_for = _gram_space if stage.algorithm == "gram" else _feature_space
         return plan_for(dataclasses.replace(stage, kept=kept), n, prepared.widths, itemsize, free)
 
@@ -281,6 +290,7 @@ def _prepared(stage: Stage, n: int) -> _Prepared:
     passes = Cost(
         touched=2.0 * sum(n * layer.p for layer in layers),
         read=2.0 * sum(n * layer.p * layer.itemsize for layer in layers),
+        calls=_CALLS_OF_LAYER * len(layers),
     )
     return _Prepared(
         widths=[recipe.width(size) for size in sizes],
@@ -325,6 +335,7 @@ def _gram_space(stage: Stage, n: int, widths: list[int], itemsize: int, free: in
     flop = flop_of_grams(n, block, [] if recipe.stored else widths, pairs * measures)
     flop *= 1 + min(tile, block) / 2 / block  # on the diagonal both triangles of half a tile are computed
     cost = Cost.of_products(flop, itemsize) + Cost(added=1.0 * n * block * count * measures)
+    cost += n * block * count * recipe.draws / 2 * recipe.entry_cost()
     memory = stack + sums(panel)
     if not stage.kept:
         panels = -(-n // panel)
@@ -360,11 +371,11 @@ def _feature_space(stage: Stage, n: int, widths: list[int], itemsize: int, free:
     pairs = [pair for unit in units for pair in unit]
     flop = flop_of_moments(n, widths, pairs)
     products = sum(widths[u] * widths[v] for u, v in pairs)
-    cost = Cost.of_products(flop, itemsize) + Cost(added=products * max(1.0, n / chunk))
-    widest = max(widths)
-    dearest = max(metrics, key=lambda metric: metric.moment_cost(widest, widest).seconds(NOMINAL))
+    cost = Cost.of_products(flop, itemsize)
+    cost += Cost(summed=1.0 * products, added=products * max(0.0, n / chunk - 1), calls=_CALLS_OF_PRODUCT * len(pairs))
     for (p, q), times in Counter((widths[u], widths[v]) for u, v in pairs).items():
-        cost += times * dearest.moment_cost(p, q)  # measures share intermediate results
+        # measures of equal cost compute the same from the products, and share it
+        cost += times * sum({metric.moment_cost(p, q) for metric in metrics}, NOTHING)
     memory = min(room, 8 * products) + largest
     if not stage.kept:
         layers_of_units = [sorted({u for pair in unit for u in pair}) for unit in units]
@@ -377,11 +388,19 @@ def _feature_space(stage: Stage, n: int, widths: list[int], itemsize: int, free:
     return dataclasses.replace(stage, chunk=chunk, room=room, comparing=cost, memory=memory)
 
 
-def _pair_by_pair(stage: Stage, n: int, itemsize: int) -> Stage:
+def _pair_by_pair(stage: Stage, n: int) -> Stage:
     metrics = [metric for metric in stage.metrics if isinstance(metric, PairMetric)]
-    flop = sum(metric.pair_flop(n, a.p, b.p) for a in stage.rows for b in stage.columns for metric in metrics)
+    cost = NOTHING
+    for (p, q), times in Counter((a.p, b.p) for a in stage.rows for b in stage.columns).items():
+        for metric in metrics:
+            cost += times * metric.pair_cost(n, p, q)
     group = max(1, math.isqrt(len(stage.layers)))
-    return dataclasses.replace(stage, kept=True, group=group, comparing=Cost.of_products(flop, itemsize), memory=0)
+    return dataclasses.replace(stage, kept=True, group=group, comparing=cost, memory=0)
+
+
+def _reporting(stage: Stage) -> Cost:
+    pairs = len(stage.rows) * len(stage.columns)
+    return Cost(calls=len(stage.metrics) * (_CALLS_OF_RESULT + _CALLS_OF_VALUE * pairs))
 
 
 def _lines(stage: Stage, n: int) -> list[str]:
@@ -426,33 +445,62 @@ class Meter:
     me : Ranks
         This process among those that share the work.
     progress : callable, optional
-        Called with the percentage that is done, and with 100.
+        Called with the percentage that is done, and with 100: when the percentage grows, and otherwise at most once a
+        second, as a sign of life.
+    rates : Cost
+        Rates of this machine, from which the time that is left is predicted; by default nominal rates, which give the
+        percentages, but no prediction.
     """
 
-    def __init__(self, plan: Plan, me: Ranks, progress: Progress | None) -> None:
-        self._progress, self._me = progress, me
-        self._total = plan.seconds(NOMINAL) or 1.0
-        self._done, self._finished, self._reported = 0.0, 0.0, -1
+    def __init__(self, plan: Plan, me: Ranks, progress: Progress | None, rates: Cost = NOMINAL) -> None:
+        self._progress, self._me, self._rates = progress, me, rates
+        self._total = plan.seconds(rates) or 1.0
+        self._done, self._finished, self._reported, self._when = 0.0, 0.0, -1, 0.0
+        self._expect()
 
-    def preparing(self, stage: Stage) -> Callable[[], None]:
+    def preparing(self, stage: Stage) -> Step:
         """Return the function to call after preparing each layer of a stage."""
-        weight = stage.preparing.seconds(NOMINAL) / len(stage.layers)
+        weight = stage.preparing.seconds(self._rates) / len(stage.layers)
         streams = isinstance(stage.recipe, StreamingRecipe)
-        return lambda: self._advance(weight * (self._me.world if streams else 1))
+        return _Units(self, weight * (self._me.world if streams else 1))
 
-    def comparing(self, stage: Stage, units: int) -> Callable[[], None]:
+    def comparing(self, stage: Stage, units: int) -> Step:
         """Return the function to call after computing each unit of a stage."""
-        weight = stage.comparing.seconds(NOMINAL) / units
-        return lambda: self._advance(weight * self._me.world)
+        return _Units(self, stage.comparing.seconds(self._rates) / units, self._me.world)
 
     def finished(self, stage: Stage) -> None:
         """Count a stage as finished, including the parts of other processes and of earlier runs."""
-        self._finished += stage.seconds(NOMINAL)
-        self._advance(self._finished - self._done)
+        self._finished += stage.seconds(self._rates)
+        self.advance(self._finished - self._done)
 
-    def _advance(self, seconds: float) -> None:
+    def advance(self, seconds: float, running: float = 0.0, *, skipped: bool = False) -> None:
+        """Count predicted seconds as done, or as ``skipped``; those of the ``running`` unit only in this report."""
         self._done += seconds
-        percent = min(100, round(100 * self._done / self._total))
-        if self._progress is not None and percent > self._reported:
-            self._reported = percent
+        if skipped:
+            self._expect()
+        percent = max(self._reported, min(100, round(100 * (self._done + running) / self._total)))
+        now = time.monotonic()
+        if self._progress is not None and (percent > self._reported or now - self._when >= 1):
+            self._reported, self._when = percent, now
             self._progress(percent, 100)
+
+    def _expect(self) -> None:
+        """Predict the time that is left; the processes of a run share it."""
+        if self._rates != NOMINAL:
+            expect(self._progress, max(0.0, self._total - self._done) / self._me.world)
+
+
+class _Units(Step):
+    """Units of equal weight, in predicted seconds; each that this process computes stands for one of every process."""
+
+    def __init__(self, meter: Meter, weight: float, world: int = 1) -> None:
+        self._meter, self._weight, self._world = meter, weight, world
+
+    def __call__(self) -> None:
+        self._meter.advance(self._weight * self._world)
+
+    def skip(self, count: int) -> None:
+        self._meter.advance(self._weight * count, skipped=True)
+
+    def share(self, share: float) -> None:
+        self._meter.advance(0.0, self._weight * self._world * share)

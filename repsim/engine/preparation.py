@@ -14,6 +14,7 @@ from repsim.metrics import Factor, Recipe
 from repsim.metrics.recipes.base import StreamingRecipe
 from repsim.metrics.recipes.rows import Rows, prefetch
 from repsim.runtime.processes import ALONE, Ranks
+from repsim.runtime.progress import sharing
 
 
 @dataclass(frozen=True)
@@ -63,14 +64,15 @@ def prepare(
     me : Ranks
         This process among those that share the work.
     step : callable
-        Called after each layer that this process has prepared.
+        Called after each layer that this process has prepared. A `Step` also receives the share of the running layer
+        that is done.
     """
     shared = me.world > 1 and isinstance(recipe, StreamingRecipe)
     work: Callable[[Any], Any] = recipe.fit if shared and isinstance(recipe, StreamingRecipe) else recipe
     own_sources = sources[me.rank :: me.world] if shared else sources
     results: dict[str, Any] = {}  # factors, fitted states, or errors
     for source, x in _read_all(recipe, own_sources, device, keep=keep):
-        with _layer_in_errors(recipe, source):
+        with _layer_in_errors(recipe, source), sharing(step):
             try:
                 results[source.name] = work(x)
             except UndefinedValueError as error:

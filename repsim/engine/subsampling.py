@@ -19,7 +19,7 @@ from repsim.metrics.algorithms.gram_space import GramMeasure, GramSweep, tile_si
 from repsim.metrics.recipes.gram import KernelMatrix
 from repsim.metrics.recipes.rows import cut, float64_device
 from repsim.runtime import tuning
-from repsim.runtime.progress import Progress, counter
+from repsim.runtime.progress import Progress, counter, spread
 
 _LINE = 64
 """Bytes of a cache line."""
@@ -194,11 +194,11 @@ def subsample_products(
     """Compute tr(A_S B_S) and 1'A_S B_S 1 of all pairs, and 1'A_S 1 of all layers, on subsamples S.
 
     ``grams`` are `interleaved` with a matrix of ones after the ``layers``, so that the product of all pairs contains
-    the row sums, too. ``step`` is called once a subsample.
+    the row sums, too. ``step`` is called as often as there are subsamples, spread over the work.
     """
     n, _, width = grams.shape
     count, m = samples.shape
-    place = float64_device(grams.device)
+    place, progress = float64_device(grams.device), spread(step, count)
     traces = torch.zeros(count, width, width, dtype=torch.float64, device=place)
     crossed = torch.zeros(count, layers, layers, dtype=torch.float64, device=place)
     for chunk in gather_chunks(count, m * width, grams):
@@ -216,8 +216,7 @@ def subsample_products(
             k = holding.to(place) + chunk.start
             traces.index_add_(0, k, products)
             crossed.index_add_(0, k, sums[:, :, None] * sums[:, None])
-        for _ in range(len(subsamples)):
-            step()
+            progress(n * chunk.start + len(subsamples) * (r + 1), n * count)
     return traces[:, :layers, :layers], crossed, traces[:, :layers, layers]
 
 

@@ -50,7 +50,7 @@ from repsim.runtime.files import format_size, partial_path
 from repsim.runtime.hardware import choose_device, cores
 from repsim.runtime.heap import keep_freed_blocks, release_free_heap
 from repsim.runtime.processes import ALONE, Ranks, restarted
-from repsim.runtime.progress import Progress
+from repsim.runtime.progress import Progress, counter, expect, sharing
 from repsim.stores import reader
 from repsim.stores.axes import ENTRY, Axes, check_axes
 from repsim.stores.records import as_json
@@ -599,8 +599,12 @@ def run_together(
         shares = [batches[me.part(len(batches))] for batches in shares]
         before = sum(int(written.sum()) for written in marks) if me.world == 1 else 0
         keep_freed_blocks()
-        for job in todo:
-            stack.enter_context(job.prepared(me))
+        step = counter(before + sum(len(batch) for share in shares for batch in share), progress)
+        step.skip(before)
+        with sharing(step):
+            for job in todo:
+                stack.enter_context(job.prepared(me))
+        expect(progress, None)  # preparing took time, but gave no samples
         _fill(todo, writers, shares, before, progress)
         if not me.first:
             for writer in writers:

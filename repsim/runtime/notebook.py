@@ -15,6 +15,7 @@ from typing import Any
 
 from repsim.runtime import tuning
 from repsim.runtime.files import format_duration
+from repsim.runtime.pace import Pace
 
 
 def running() -> bool:
@@ -59,28 +60,27 @@ def bar(what: str) -> Iterator[Callable[[str], Callable[[int, int], None]]]:
         else:
             handle.update(output)
 
-    def step(name: str) -> Callable[[int, int], None]:
-        nonlocal text
-        step_started, done_before = time.perf_counter(), -1
-        text = name
+    class Step:
+        def __init__(self, name: str) -> None:
+            nonlocal text
+            text = self.name = name
+            self.pace = Pace()
+            self.expect = self.pace.expect
 
-        def advance(done: int, total: int) -> None:
-            nonlocal drawn, done_before, text
+        def __call__(self, done: int, total: int) -> None:
+            nonlocal drawn, text
             now = time.perf_counter()
-            done_before = done if done_before < 0 else done_before
-            text = f"{name}: {done:,} of {total:,}"
+            self.pace.report(now, done, total)
+            text = f"{self.name}: {done:,} of {total:,}"
             if now - started < tuning.current().bar_after or (
                 handle is not None and now - drawn < tuning.current().bar_every
             ):
                 return
             drawn = now
-            left = (now - step_started) * (total - done) / (done - done_before) if done > done_before else 0
-            draw(_BarOutput(text + (f", {format_duration(left)} left" if left >= 1 else ""), done, total))
-
-        return advance
+            draw(_BarOutput(f"{self.name}: {self.pace.text(now)}", done, total))
 
     try:
-        yield step
+        yield Step
     except BaseException:
         if handle is not None:
             draw(_BarOutput(f"{text}, stopped"))

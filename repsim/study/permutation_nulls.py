@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float64, Int64
 
 from repsim.runtime import interrupts, tuning
-from repsim.runtime.progress import Progress, counter
+from repsim.runtime.progress import Progress, counter, report_share
 from repsim.study.blocks import Block
 from repsim.study.design import Design, Pair
 from repsim.study.gram_passes import Kernels, permuted_values
@@ -215,7 +215,8 @@ class _Plain:
     def __call__(self, run: slice) -> Float64[np.ndarray, " values"]:
         part = self._part
         rows, columns = part.sides
-        values = permuted_values(part.plain, rows, columns, self._orders[run], memory=self._memory, progress=None)
+        orders = self._orders[run]
+        values = permuted_values(part.plain, rows, columns, orders, memory=self._memory, progress=report_share)
         both = np.concatenate([part.observed[None], values])
         return np.stack([statistics(both[:, i, j]) for i, j in part.places().values()], 1).ravel()
 
@@ -253,8 +254,9 @@ class _Partial:
             return np.full(2 * len(self._part.pairs) * (1 + run.stop - run.start), np.nan)
         orders, positions, left, right, i, j, n = self._ready
         tables = [2 * (left @ right[i * n + j]).astype(np.float64)]
-        for order in orders[run]:
+        for k, order in enumerate(orders[run]):
             tables.append(2 * (left @ right[order[i] * n + order[j]]).astype(np.float64))
+            report_share(k, len(orders))
             interrupts.check()
         values = np.stack(tables)
         of_pairs = []

@@ -13,6 +13,7 @@ from jaxtyping import Float64
 
 from repsim.engine.checkpoints import Checkpoints
 from repsim.runtime.processes import ALONE, Ranks
+from repsim.runtime.progress import Step, sharing
 
 K = TypeVar("K")
 Numbers = Float64[np.ndarray, " all"]
@@ -62,15 +63,16 @@ class Sharing:
         order = list(names)  # other processes have other objects for the same key
         places = self.me.broadcast([k for k, key in enumerate(order) if key in done])
         missing = [k for k in range(len(order)) if k not in set(places)]
-        for _ in places:
-            step()
+        if isinstance(step, Step):
+            step.skip(len(places))
         own = missing[self.me.part(len(missing))]
         computed: dict[int, Numbers] = {}
-        for k, numbers in zip(own, work([order[k] for k in own]) if own else (), strict=True):
-            computed[k] = numbers
-            self.checkpoints.save(names[order[k]], 0, numbers)
-            for _ in range(min(self.me.world, len(missing) - len(computed) * (self.me.world - 1))):
-                step()
+        with sharing(step):
+            for k, numbers in zip(own, work([order[k] for k in own]) if own else (), strict=True):
+                computed[k] = numbers
+                self.checkpoints.save(names[order[k]], 0, numbers)
+                for _ in range(min(self.me.world, len(missing) - len(computed) * (self.me.world - 1))):
+                    step()
         everywhere = {k: numbers for part in self.me.gather(computed) for k, numbers in part.items()}
         loaded = self.me.broadcast({k: done[order[k]] for k in places} if self.me.first else {})
         return {key: (everywhere | loaded)[k] for k, key in enumerate(order)}

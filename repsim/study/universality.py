@@ -45,7 +45,7 @@ from repsim.study.options import METRICS, UniversalityOptions
 from repsim.study.other_measures import Setting, measure_all
 from repsim.study.planning import StudyPlan, base_memory, measured_pairs, plan_study, shape_of
 from repsim.study.units import Sharing
-from repsim.study.untrained_networks import count_architectures, extract_untrained
+from repsim.study.untrained_networks import extract_untrained
 
 _EQUAL = 1e-9
 """Layers whose debiased CKA is closer to 1 are equal."""
@@ -277,8 +277,7 @@ def _compute(
         if untrained:
             extracted = extract_untrained(
                 study, untrained, folder, data=options.data, split=options.split, data_root=options.data_root,
-                device=options.device,
-                step=counter(untrained * count_architectures(study), step("extracting untrained networks")),
+                device=options.device, progress=step("extracting untrained networks"),
             )  # fmt: skip
             for store in extracted:
                 stack.enter_context(store)

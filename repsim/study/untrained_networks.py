@@ -1,6 +1,6 @@
 """Extract untrained networks of the architectures of a study: controls that share all but what was learned."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from repsim.extraction.options import DType
 from repsim.extractors import Extractor, SampleSource, open_samples
 from repsim.extractors.factory import make_extractor
 from repsim.extractors.options import Choices
+from repsim.runtime.progress import Progress, part_of
 from repsim.stores.store import ActivationStore
 from repsim.study.design import Design, Member
 
@@ -25,7 +26,7 @@ def extract_untrained(
     split: str | None = None,
     data_root: str | None = None,
     device: str = "auto",
-    step: Callable[[], None] = lambda: None,
+    progress: Progress | None = None,
 ) -> list[ActivationStore]:
     """Extract untrained networks of every trained architecture, on the same samples, into ``folder``.
 
@@ -46,8 +47,8 @@ def extract_untrained(
         network reads the column that its store records, so that one table of pairs serves pictures and texts.
     device
         Device on which the networks run.
-    step
-        Called after each network.
+    progress
+        Called after each batch with the number of samples done and of all, summed over the networks.
 
     Raises
     ------
@@ -69,17 +70,13 @@ def extract_untrained(
         if _origin(member) not in opened:
             source = _source(member, data, split, data_root)
             opened[_origin(member)] = _same_samples(source, member)
-    stores = []
+    total = seeds * len(examples) * design.n
+    stores: list[ActivationStore] = []
     for member in examples:
         for seed in range(seeds):
-            stores.append(_extract(member, seed, opened[_origin(member)], folder, device))
-            step()
+            advance = part_of(progress, len(stores) * design.n, total)
+            stores.append(_extract(member, seed, opened[_origin(member)], folder, device=device, progress=advance))
     return stores
-
-
-def count_architectures(design: Design) -> int:
-    """Return the number of architectures of which untrained networks are extracted."""
-    return len(_examples(design))
 
 
 def _examples(design: Design) -> list[Member]:
@@ -162,7 +159,9 @@ def _recorded_choices(provenance: Mapping[str, Any]) -> Choices:
     return choices
 
 
-def _extract(member: Member, seed: int, samples: Samples, folder: Path, device: str) -> ActivationStore:
+def _extract(
+    member: Member, seed: int, samples: Samples, folder: Path, *, device: str, progress: Progress | None
+) -> ActivationStore:
     extractor = _untrained(member, seed, samples)
     how = choose_stream(samples, readout=member.readout, batch_size=None, workers=None, device=device, amp=False)
     dtype: DType = "float16" if member.store[member.arrays[0]].dtype == np.float16 else "float32"
@@ -175,7 +174,7 @@ def _extract(member: Member, seed: int, samples: Samples, folder: Path, device: 
     except OtherSettingsError as error:  # overwrite=True of a study replaces only the study
         error.remedy = Remedy("delete it, and it is made anew")
         raise
-    return job.run()
+    return job.run(progress)
 
 
 def _untrained(member: Member, seed: int, samples: Samples) -> Extractor:

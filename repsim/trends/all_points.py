@@ -11,7 +11,7 @@ from repsim.engine.preparation import Source, prepare
 from repsim.metrics.cka import CKA
 from repsim.metrics.recipes.gram import CentredGram
 from repsim.runtime.processes import Ranks
-from repsim.runtime.progress import Steps, counter
+from repsim.runtime.progress import Step, Steps, counter
 from repsim.study.gram_passes import symmetric, varies_in_one_sample
 from repsim.study.other_measures import as_similarity
 from repsim.study.partial_cka import partial as given_controls
@@ -50,7 +50,7 @@ def every_point(
             done[spec, layer] = values
     done = me.broadcast(done)
     own = [unit for unit in names if unit not in done][me.rank :: me.world]
-    step = counter(len(own), steps("comparing all points")) if own else lambda: None
+    step = counter(len(own), steps("comparing all points")) if own else Step()
     computed: dict[tuple[str, int], Values] = {}
     for spec, layer in own:
         computed[spec, layer] = _cka(work, count, layer) if spec == "cka" else _other(work, count, layer, spec)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -210,8 +211,8 @@ def test_a_log_file_gets_a_line_of_progress_now_and_then(tmp_path: Path, monkeyp
     lines = run("extract", "digits_vit.seed0", *options).stderr.splitlines()
     expected = [f"checking pictures: {done} of 6" for done in range(1, 7)]
     expected += [f"extracting digits_vit.seed0: {done} of 6" for done in (2, 4, 6)]
-    assert [line.split(",")[0] for line in lines] == expected
-    assert all(line.endswith((" samples/s", " each")) for line in lines)
+    assert list(dict.fromkeys(line.split(",")[0] for line in lines)) == expected  # a slow unit has several lines
+    assert not any(re.search(r"\b0\.0\b|\b0 samples", line) for line in lines), "a rate is shown once it is known"
 
 
 def test_dry_run_computes_nothing(tmp_path: Path) -> None:

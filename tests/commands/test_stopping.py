@@ -241,7 +241,7 @@ def main(): pass
 @main.command()
 @click.argument("way")
 def work(way):
-    with terminal.progress_bar("working", "steps/s") as advance, interrupts.cleaned_up(lambda: None):
+    with terminal.progress_bar("working", "steps") as advance, interrupts.cleaned_up(lambda: None):
         advance(1, 10)
         os.write(1, b"ready\\n")  # print goes to the bar
         while True:

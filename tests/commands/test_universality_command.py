@@ -239,11 +239,11 @@ def test_progress_in_a_log(stores: list[Path], monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(terminal, "LOG_SECONDS", 0.0)
     log = succeed(*stores[:2], *FAST, "-m", "procrustes").stderr
     for line in (
-        r"preparing layers: 11 of 11, [\d.]+ a second",
+        r"preparing layers: 11 of 11",
         r"leaving out each sample: ",
-        r"permuting samples: 238 of 238, ",  # 119 permutations of two kernels
-        r"permuting samples within classes: \d+ of \d+, ",
-        r"splitting samples: 8 of 8, ",
+        r"permuting samples: 238 of 238",  # 119 permutations of two kernels
+        r"permuting samples within classes: \d+ of \d+",
+        r"splitting samples: 8 of 8",
         r"measuring procrustes: ",
     ):
         assert re.search(rf"(?m)^{line}", log), line

@@ -7,15 +7,22 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+import torch
 import xarray as xr
+from typing_extensions import override
 
 import repsim
 from repsim import metrics
 from repsim.engine.comparison import Comparison, compare, similarity
 from repsim.errors import InvalidInputError, SampleMismatchError, StoreError, UndefinedValueError, UnknownNameError
 from repsim.labels import SampleIds
+from repsim.metrics.algorithms.feature_space import MomentSweep
+from repsim.metrics.algorithms.gram_space import GramSweep
+from repsim.metrics.recipes.cost import NOMINAL, Cost
 from repsim.metrics.recipes.subspace import PrincipalSubspace
+from repsim.metrics.rsm import RSMDifference
 from repsim.results.files import open_result, save_result
+from repsim.runtime.progress import Step, sharing
 from repsim.stores.store import ActivationStore, open_store
 from repsim.stores.writer import write_store
 from repsim.testing.examples import related_layers
@@ -270,3 +277,49 @@ def test_other_labels_of_the_same_samples_are_refused(tmp_path: Path, rng: np.ra
     assert compare([stores[name] for name in "abd"])["cka"].shape == (3, 3)
     with pytest.raises(SampleMismatchError, match=r"d?a.h5 and .*c.h5 give the same samples different class labels"):
         compare([stores[name] for name in "dabc"])
+
+
+# --- progress
+
+
+class Slow(RSMDifference):
+    """Measure whose pairs are predicted to take nearly all of the time."""
+
+    @override
+    def pair_cost(self, n: int, p: int, q: int) -> Cost:
+        """Return an hour."""
+        return Cost(flop32=3600 * NOMINAL.flop32)
+
+
+def test_a_unit_reports_each_of_its_pairs() -> None:
+    """All pairs are one unit, which would otherwise report nothing until its end."""
+    a, b = ({f"{k}": x for k, x in enumerate(np.random.default_rng(seed).normal(size=(2, 40, 5)))} for seed in (0, 1))
+    percent: list[int] = []
+    with Comparison(a, b, [Slow()]) as comparison:
+        assert comparison.plan.stages[0].group == 2
+        comparison.run(progress=lambda done, _: percent.append(done))
+    assert percent == sorted(percent)
+    assert {25, 50, 75, 100} <= set(percent)
+
+
+@pytest.mark.parametrize(("metric", "n"), [("svcca", 60), ("cka", 3000)])
+def test_sums_over_pairs_and_over_tiles_report_from_within_a_unit(metric: str, n: int) -> None:
+    shares = []
+
+    class Shown(Step):
+        def share(self, share: float) -> None:
+            shares.append(share)
+
+    x = np.random.default_rng(0).normal(size=(2, n, 6)).astype(np.float32)
+    measure = metrics.get(metric)
+    factors = [measure.recipe(torch.from_numpy(layer)) for layer in x]
+    sweep = (
+        MomentSweep(factors, factors, [measure], chunk=4096, room=2**20)
+        if metric == "svcca"
+        else GramSweep(factors, factors, [measure], panel=2048, tile=256)
+    )
+    with sharing(Shown()):
+        next(iter(sweep.parts(list(sweep.order)[:1])))
+    assert len(shares) > 1
+    assert shares == sorted(shares)
+    assert 0 <= shares[0] < shares[-1] <= 1

@@ -120,8 +120,12 @@ def test_the_cost_of_gram_space() -> None:
     rows, columns, n = net("a", [100, 200]), net("b", [300]), 200
     stage = only(rows, columns, n)
     assert stage.algorithm == "gram"
-    assert stage.preparing == Cost(touched=3 * n * 600, read=4 * n * 600)
-    assert stage.comparing == Cost(flop32=1.5 * n * n * (600 + 2), added=n * n * 3)  # one tile, three quarters
+    calls = stage.preparing.calls, stage.comparing.calls
+    assert stage.preparing == Cost(touched=3 * n * 600, read=4 * n * 600, calls=calls[0])
+    assert stage.comparing == Cost(flop32=1.5 * n * n * (600 + 2), added=n * n * 3, calls=calls[1])  # one tile: 3/4
+    more = only(rows + net("c", [100]), columns, n)
+    assert 3 * more.preparing.calls == 4 * calls[0], "the same calls for every layer"
+    assert more.reporting.calls > stage.reporting.calls, "and for every pair"
     both = only(rows, columns, n, "cka", "cka:estimator=biased")
     assert both.cost.flop32 == 1.5 * n * n * (600 + 2 * 2), "every measure has products of its own"
     assert both.cost.added == 2 * stage.cost.added
@@ -136,7 +140,7 @@ def test_the_cost_of_feature_space() -> None:
     assert stage.algorithm == "moments"
     products, squares = (10 + 20) * 30, 10**2 + 20**2 + 30**2
     assert stage.cost.flop32 == 2 * n * products + n * squares
-    assert stage.cost.added == 2 * (products + squares)  # two runs of 4096 samples
+    assert stage.cost.added + stage.cost.summed == 2 * (products + squares)  # two runs of 4096 samples
     assert stage.preparing.touched == 3 * n * 60
     itself = only(rows, rows, n)
     assert itself.cost.flop32 == 2 * n * 10 * 20 + n * (10**2 + 20**2), "each pair is counted once"
@@ -149,7 +153,7 @@ def test_the_cost_of_a_decomposition() -> None:
     )
     assert narrow.preparing.decomposed == 2 * 9 * 100**3
     assert narrow.preparing.flop64 == 2 * 3 * 1000 * 100**2  # X'X, and the basis
-    assert narrow.comparing.decomposed == 5 * 100**3  # eigenvalues of a pair
+    assert narrow.comparing.decomposed == 4.5 * 100**3  # eigenvalues of a pair
     assert narrow.comparing.flop64 == 2 * 100**3
     assert narrow.cost.flop32 == 2 * 1000 * 100**2  # no norms
     assert wide.preparing.decomposed == 2 * 9 * 200**3
@@ -347,7 +351,7 @@ def test_progress_only_grows_and_ends_at_100(world: int, units: int) -> None:
     a, b = net("a", [300] * 5), net("b", [200] * 3)
     comparison_plan = planned(a, b, 3000, "cka", "svcca")
     percent = percentages(comparison_plan, Ranks(0, world), units)
-    assert percent == sorted(set(percent))
+    assert percent == sorted(percent)
     assert percent[-1] == 100
 
 
@@ -362,7 +366,8 @@ def test_progress_is_in_proportion_to_the_work() -> None:
         step()
     assert seen[-1] == round(100 * stage.preparing.seconds(NOMINAL) / stage.seconds(NOMINAL))
     meter.comparing(stage, 2)()
-    assert seen[-1] == round(50 + 50 * stage.preparing.seconds(NOMINAL) / stage.seconds(NOMINAL))
+    half = stage.preparing.seconds(NOMINAL) + stage.comparing.seconds(NOMINAL) / 2
+    assert seen[-1] == round(100 * half / stage.seconds(NOMINAL))
 
 
 @pytest.mark.parametrize("world", [2, 4])
@@ -379,4 +384,43 @@ def test_the_steps_of_one_process_stand_for_those_of_all(world: int) -> None:
     assert seen[-1] == round(100 * stage.preparing.seconds(NOMINAL) / stage.seconds(NOMINAL))
     for _ in range(12 // world):
         compared()
+    assert seen[-1] == round(100 - 100 * stage.reporting.seconds(NOMINAL) / stage.seconds(NOMINAL))
+    meter.finished(stage)
     assert seen[-1] == 100
+
+
+def test_units_of_an_earlier_run_and_shares_of_the_running_one() -> None:
+    """The time left is predicted again after units that take no time."""
+    a = net("a", [300] * 4)
+    comparison_plan = planned(a, a, 3000)
+    (stage,) = comparison_plan.stages
+    rates = dataclasses.replace(NOMINAL, flop32=1e9)
+
+    class Shown:
+        def __init__(self) -> None:
+            self.percent, self.expected = 0, 0.0
+
+        def __call__(self, percent: int, _: int) -> None:
+            self.percent = percent
+
+        def expect(self, seconds: float | None) -> None:
+            assert seconds is not None
+            self.expected = seconds
+
+    shown, total = Shown(), stage.seconds(rates)
+    meter = Meter(comparison_plan, ALONE, shown, rates)
+    assert shown.expected == comparison_plan.seconds(rates)
+    step = meter.comparing(stage, 4)
+    step.skip(2)
+    of_unit = stage.comparing.seconds(rates) / 4
+    assert shown.expected == pytest.approx(total - 2 * of_unit)
+    assert shown.percent == round(200 * of_unit / total)
+    step.share(0.5)
+    assert shown.percent == round(250 * of_unit / total)
+    step.share(0.1)
+    assert shown.percent == round(250 * of_unit / total), "it never falls"
+    step()
+    assert shown.percent == round(300 * of_unit / total)
+    assert shown.expected == pytest.approx(total - 2 * of_unit), "units that are computed change no prediction"
+    Meter(comparison_plan, ALONE, other := Shown())
+    assert other.expected == 0, "nominal rates predict no time"

@@ -6,6 +6,7 @@ import importlib.machinery
 import importlib.util
 import math
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable
@@ -435,3 +436,25 @@ def test_a_failed_run_gives_the_reason_in_one_line(bench: ModuleType, settings: 
         run(sys.executable, 1, contender="bare", model="resnet_18", **options)
     with pytest.raises(click.ClickException, match="no/python cannot be run: No such file"):
         run("no/python", 1, contender="thingsvision", model="resnet18", **options)
+
+
+# --- plan
+
+
+def test_the_bench_of_the_plan_shows_predicted_and_measured_times(bench: ModuleType) -> None:
+    command = ["plan", "mutual_knn", "cka", "--samples", "60", "--rounds", "1", "--few"]
+    done = CliRunner().invoke(bench.main, command)
+    assert done.exit_code == 0, done.output
+    for name, algorithm in (("mutual_knn", "pairs"), ("cka", "gram")):
+        row = rf"{name} +\S+ +2 x 2 \S+ +{algorithm} \S+ +\d+\.\d\d \S+ +\d+\.\d\d"
+        assert re.search(row, done.output), done.output
+    assert "of 2 within 30 %" in done.output
+
+
+def test_fewer_layers_are_compared_where_all_take_too_long(bench: ModuleType) -> None:
+    worker = importlib.import_module("plan_worker")
+    assert bench.plan_bench.WORKER.exists()
+    settings = worker.read(["", '{"samples": 60, "measures": ["mutual_knn"], "limit": 0.0}'])
+    result = worker.measure("mutual_knn", settings)
+    assert result["layers"] == "2 x 2"
+    assert min(result["predicted"], result["cpu"], result["calibration"]) > 0
