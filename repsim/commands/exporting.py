@@ -84,13 +84,14 @@ def export(
 
     dataset = open_result_or_study(result)
     if file is None:
-        text = export.as_text(dataset, form or "csv", table)
-        if not terminal.is_encodable(text):
-            print_note(
-                "note: the encoding of this terminal lacks characters of some names, which are shown as escapes; "
-                "-o FILE writes UTF-8"
-            )
-        click.echo(text, nl=False)
+        encodable = True
+        for text in export.text_pieces(dataset, form or "csv", table):
+            if encodable and not (encodable := terminal.is_encodable(text)):
+                print_note(
+                    "note: the encoding of this terminal lacks characters of some names, which are shown as escapes; "
+                    "-o FILE writes UTF-8"
+                )
+            click.echo(text, nl=False)
         return
     export.export(dataset, file, table, overwrite=overwrite)
     click.echo(f"saved {file}")

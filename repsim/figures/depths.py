@@ -1,5 +1,6 @@
 """Draw the depths of matching layers of two networks, and the similarity of matching layers by depth."""
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple
 
@@ -21,10 +22,13 @@ from repsim.figures.canvas import (
     style_axes,
 )
 from repsim.figures.lettering import escape_text, wrap
-from repsim.figures.selection import pick
+from repsim.figures.selection import values_of_pairs
 from repsim.presentation.measures import traits
 from repsim.results.variables import ACROSS_FAMILIES, RELATIONS
 from repsim.study.layer_matching import relative
+
+_MOST_LINES = 100
+"""Largest number of pairs of a group that are drawn as thin lines; more would be one grey area."""
 
 
 class Curve(NamedTuple):
@@ -95,19 +99,28 @@ def plot_depths(
     )
     ax.set_xlim(-0.02, 1.02)
     curves.sort(key=lambda curve: RELATIONS.index(curve.relation))
-    for group in dict.fromkeys(curve.group for curve in curves):
+    groups = list(dict.fromkeys(curve.group for curve in curves))
+    for group in groups:
         _draw_group(ax, [curve for curve in curves if curve.group == group], depth=show == "depth", width=width)
     ax.legend(fontsize=NOTE, frameon=False, loc="best", handlelength=2.6)
     if own:
-        legend = "Thin: pairs of models; thick: their mean. Match: the best one that keeps the order of layers."
+        thinned = any(_every([curve for curve in curves if curve.group == group]) > 1 for group in groups)
+        thin = f"some of the pairs of models, at most {_MOST_LINES} of a kind" if thinned else "pairs of models"
+        whose = "the mean of all of them" if thinned else "their mean"
+        legend = f"Thin: {thin}; thick: {whose}. Match: the best one that keeps the order of layers."
         finish_layout(ax.figure.figure, footnote(study, f"{label}.", legend))
     return ax
+
+
+def _every(curves: Sequence[Curve]) -> int:
+    """Return of how many pairs of a group one is drawn as a thin line."""
+    return math.ceil(len(curves) / _MOST_LINES)
 
 
 def _draw_group(ax: Axes, curves: Sequence[Curve], *, depth: bool, width: float) -> None:
     """Draw the pairs of one group as thin lines, and their mean at every depth at which one of them has a layer."""
     look = style(curves[0].relation)
-    for curve in curves:
+    for curve in curves[:: _every(curves)]:
         y = curve.match_depth if depth else curve.value
         ax.plot(curve.depth, y, color=look["color"], linewidth=0.5, alpha=0.35, gid="pair")
     at = np.unique(np.concatenate([curve.depth for curve in curves]))
@@ -119,16 +132,19 @@ def _draw_group(ax: Axes, curves: Sequence[Curve], *, depth: bool, width: float)
 def _curves(study: xr.Dataset, measure: str) -> Iterator[Curve]:
     families = dict(zip(study["model"].values.tolist(), study["family"].values.tolist(), strict=True))
     order = list(dict.fromkeys(families.values()))
-    for k, relation in enumerate(study["relation"].values.tolist()):
-        pair = str(study["pair"].values[k])
-        a, b = (families[str(study[f"pair_{side}"].values[k])] for side in "ab")
+    matches = study["match"].sel(measure=measure).values
+    models = zip(study["pair_a"].values.tolist(), study["pair_b"].values.tolist(), strict=True)
+    relations = study["relation"].values.tolist()
+    of_pairs = zip(models, relations, matches, values_of_pairs(study, measure), strict=True)
+    for (first, second), relation, of_pair, values in of_pairs:
+        a, b = families[first], families[second]
+        direction, own = 0, values
         if relation in ACROSS_FAMILIES and order.index(a) > order.index(b):
-            pair, a, b = " x ".join(reversed(pair.split(" x "))), b, a
-        panel = pick(study, pair, measure)
-        match_depth = relative(panel["match"].values, panel.shape[1])
-        depth = relative(np.arange(panel.shape[0]), panel.shape[0])
+            a, b, direction, own = b, a, 1, values.T
+        match = of_pair[direction, : len(own)]
+        match_depth = relative(match, own.shape[1])
+        depth = relative(np.arange(len(own)), len(own))
         rows = np.flatnonzero(~np.isnan(match_depth) & ~np.isnan(depth))
         if rows.size:
-            value = panel.values[rows, panel["match"].values[rows]]
             group = f"{a} \N{RIGHTWARDS ARROW} {b}" if relation in ACROSS_FAMILIES and len(order) == 2 else relation
-            yield Curve(group, relation, depth[rows], match_depth[rows], value)
+            yield Curve(group, relation, depth[rows], match_depth[rows], own[rows, match[rows]])

@@ -24,6 +24,7 @@ from repsim.figures.canvas import (
 )
 from repsim.figures.lettering import escape_text, text_width, wrap
 from repsim.presentation.measures import traits
+from repsim.presentation.thinning import MOST_PAIRS, left_out, thinned
 from repsim.results.variables import CONTROL_PAIRS, RELATIONS
 from repsim.study.reading import LEVEL_NAMES, controls_of_pairs, headline, strictest_controlled
 
@@ -42,6 +43,17 @@ _OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
     "threshold_index": ("chance, 95 % point", {"marker": "|", "color": "black", "s": 34, "zorder": 2.5}),
 }
 """Marks other than the value and its controls."""
+
+_OF_PAIRS = [
+    "threshold_index",
+    "learned",
+    *(f"{name}{end}" for name in ("index", "split_half") for end in ("", "_low", "_high")),
+]  # fmt: skip
+_OF_FAMILIES = [
+    "effect", "effect_low", "effect_high", "effect_network_low", "effect_network_high", "trained_value",
+    "control_value", "claim_level",
+]  # fmt: skip
+"""Variables that a row of each figure reads."""
 
 
 def plot_pairs(study: xr.Dataset, measure: str | None = None, ax: Axes | None = None, *, width: float = COLUMN) -> Axes:
@@ -83,13 +95,16 @@ def plot_pairs(study: xr.Dataset, measure: str | None = None, ax: Axes | None = 
         raise InvalidInputError(f"there is nothing to draw: no pair of models has an index under {measure}")
     own = ax is None
     inches = width if ax is None else ax.get_window_extent().width / ax.figure.figure.dpi + 1
+    of_pairs, count = at["relation"].values.tolist(), at.sizes["pair"]
+    relations = [relation for relation in RELATIONS if relation in of_pairs]
+    shown = thinned(at[value].values.tolist(), of_pairs, relations) if count > MOST_PAIRS else list(range(count))
+    at = at[_OF_PAIRS].isel(pair=shown)
     names = {name: _format_pair(name, 0.4 * inches) for name in at["pair"].values.tolist()}
     lines = max(name.count("\n") + 1 for name in names.values())
-    relations = [relation for relation in RELATIONS if relation in at["relation"].values]
     ax = make_axes(width, _PITCH * lines * (len(names) + len(relations))) if ax is None else ax
     style_axes(ax, "", "")
     ax.set_xlabel(wrap([escape_text(traits(measure).label)], 0.5 * inches, NOTE + 0.5), fontsize=NOTE + 0.5)
-    controls = controls_of_pairs(study).sel(measure=measure)
+    controls = controls_of_pairs(study).sel(measure=measure).isel(pair=shown)
     rows: list[str] = []
     seen: dict[str, Artist] = {}
     for relation in relations:
@@ -107,7 +122,8 @@ def plot_pairs(study: xr.Dataset, measure: str | None = None, ax: Axes | None = 
     ax.text(1.02, 0, "learned", **_right_label_style(ax))
     _finish_rows(ax, len(rows), seen, 1.2)
     if own:
-        finish_layout(ax.figure.figure, footnote(study, _explanation(value, seen)))
+        omitted = left_out(len(names), count, "pairs of models")
+        finish_layout(ax.figure.figure, footnote(study, _explanation(value, seen), *filter(None, [omitted])))
     return ax
 
 
@@ -157,6 +173,9 @@ def plot_families(
         )
     own = ax is None
     inches = width if ax is None else ax.get_window_extent().width / ax.figure.figure.dpi + 1
+    count = at.sizes["families"]
+    shown = thinned(at["effect"].values.tolist(), [""] * count, [""]) if count > MOST_PAIRS else list(range(count))
+    at = at[_OF_FAMILIES].isel(families=shown)
     names = [_format_pair(name, 0.4 * inches) for name in at["families"].values.tolist()]
     lines = max(name.count("\n") + 1 for name in names)
     ax = make_axes(width, _PITCH * (lines * len(names) + 1)) if ax is None else ax
@@ -180,7 +199,8 @@ def plot_families(
             "samples, where there are enough networks."
         )
         text = "Small marks: minus each control. Fill: what is claimed, which needs more than this one effect."
-        finish_layout(ax.figure.figure, footnote(study, intervals, text))
+        omitted = left_out(len(names), count, "pairs of families")
+        finish_layout(ax.figure.figure, footnote(study, intervals, text, *filter(None, [omitted])))
     return ax
 
 

@@ -32,6 +32,7 @@ _MAX_WIDTH = 20.0  # inches: panels that are wider together are arranged in seve
 _MAX_ASPECT = 4  # cells are square unless one side has more than this many times the layers of the other
 _DIMS = ("layer_a", "layer_b")
 _OUTLINE = (withStroke(linewidth=0.9, foreground="black", alpha=0.4),)  # makes white lines visible on bright cells
+_LINE_SHARE = 0.04  # largest width of a line between models, as a share of the layers of one
 _LUMINANCE = np.array([0.2126, 0.7152, 0.0722])
 ALPHA = 0.05
 
@@ -172,7 +173,8 @@ def figure(
     if not names:
         raise InvalidInputError("there is nothing to draw: expected at least one measure with dims (layer_a, layer_b)")
     panels = [check_dims(result[name]) for name in names]
-    reading = " ".join(["Brighter: more similar.", *explain_overlays(panels, path=path, marks=marks)])
+    overlays = explain_overlays(panels, path=path, marks=marks)
+    reading = " ".join(["Brighter: more similar.", *overlays, *_unnamed(panels[0])])
     return _make_panels(panels, make_caption(panels[0], reading), stages=True, path=path, marks=marks)
 
 
@@ -286,15 +288,36 @@ def _name_layers(
         for first in boundaries(map(str, da[dim].values)) if stages else ():
             line(first - 0.5, color="white", linewidth=0.5, linestyle=(0, (3, 2)), alpha=0.8, path_effects=_OUTLINE)
     else:  # names of layers would not fit, so the models are named
-        axis.set_ticks([(first + last) / 2 for first, last in models.values()], names)
+        middles = [(first + last) / 2 for first, last in models.values()]
+        every = _named_every(len(names), inches)
+        axis.set_ticks(middles[::every], names[::every])
+        axis.set_ticks(middles, minor=True)
+        axis.set_tick_params(which="minor", length=1.5 if every > 1 else 0, width=0.4)
+        thin = min(0.8, _LINE_SHARE * 72 * inches / len(names))
         for first, _ in list(models.values())[1:]:
-            line(first - 0.5, color="white", linewidth=0.8)
+            line(first - 0.5, color="white", linewidth=thin)
     # the readout of small panels is in the caption
     label = side_label(da, dim[-1]) if size >= TEXT else _model_label(da, dim[-1])
     length = max(inches, NARROW) if size >= TEXT else inches
     if size < TEXT and (name_width := max(text_width(name, small) for name in names) / 72) > _TYPICAL_NAME:
         length = max(inches - name_width, 0.6)  # long names shrink small panels in a figure of fixed width
     axis.set_label_text(wrap(shorten([label], 1.8 * length, size), length, size), fontsize=size)  # about two lines
+
+
+def _unnamed(panel: xr.DataArray) -> Iterator[str]:
+    """Yield a sentence if there is room for the names of some models only."""
+    width, height = _panel_size(panel)
+    counts = {side: len(_model_spans(panel, side)) for side in "ab"}
+    every, count = max(
+        (_named_every(counts[side], inches), counts[side]) for side, inches in (("a", height), ("b", width))
+    )
+    if count > 1 and every > 1:
+        yield f"Lines separate {count} models, of which one in {every} is named."
+
+
+def _named_every(models: int, inches: float) -> int:
+    """Return of how many models along an axis of this length one is named."""
+    return math.ceil(models * SMALLEST * LEADING / (_PANEL_SHARE * 72 * inches))
 
 
 def _draw_path(da: xr.DataArray, ax: Axes, cell: float) -> None:
@@ -351,15 +374,20 @@ def _name_formatter(names: Sequence[str]) -> FuncFormatter:
     return FuncFormatter(lambda at, _: names[round(at)] if 0 <= round(at) < len(names) else "")
 
 
+def _panel_size(panel: xr.DataArray) -> tuple[float, float]:
+    """Return the width and height in inches that the layers of a panel need."""
+    rows, columns = panel.shape
+    most, fewest = max(rows, columns), min(rows, columns)
+    long = min(max(min(max(0.6 * most, 1.5), 2.8), _CELL * most), _MAX_PANEL)
+    short = long * max(fewest / most, 1 / _MAX_ASPECT)
+    return (long, short) if columns >= rows else (short, long)
+
+
 def _make_panels(
     panels: Sequence[xr.DataArray], caption: Sequence[str], *, stages: bool, path: bool | None, marks: bool | None
 ) -> Figure:
     """Make a figure whose panels have the size that their layers need, whatever room the text around them takes."""
-    rows, columns = panels[0].shape
-    most, fewest = max(rows, columns), min(rows, columns)
-    long = min(max(min(max(0.6 * most, 1.5), 2.8), _CELL * most), _MAX_PANEL)
-    short = long * max(fewest / most, 1 / _MAX_ASPECT)
-    width, height = (long, short) if columns >= rows else (short, long)
+    width, height = _panel_size(panels[0])
     across = min(len(panels), max(1, int(_MAX_WIDTH // (width + 1.5))))
     down = math.ceil(len(panels) / across)
     across = math.ceil(len(panels) / down)  # four panels are two and two, not three and one

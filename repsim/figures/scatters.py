@@ -14,11 +14,13 @@ from repsim.errors import InvalidInputError
 from repsim.figures.canvas import COLUMN, NOTE, finish_layout, footnote, make_axes, resolve_measure, style, style_axes
 from repsim.figures.heatmaps import check_dims, label_of, make_caption, select_variables
 from repsim.figures.lettering import escape_text
-from repsim.figures.selection import pick
+from repsim.figures.selection import values_of_pairs
+from repsim.presentation.measures import traits
 from repsim.results.variables import RELATIONS
 from repsim.runtime.deprecation import rename_keyword
 
 _MAX_VECTOR_POINTS = 2000  # more points are rasterised, because viewers are slow with so many shapes
+_MOST_POINTS = 20_000  # of more points only some are drawn, because they would cover one another
 
 
 @rename_keyword("found", "dataset", gone_in="0.3.0")
@@ -61,11 +63,13 @@ def plot_measures(dataset: xr.Dataset, a: str, b: str, ax: Axes | None = None, *
     own = ax is None
     ax = make_axes(width, 0.82 * width) if ax is None else ax
     style_axes(ax, escape_text(attrs[0]["label"]), escape_text(attrs[1]["label"]))
-    for relation, values in groups.items():
+    every = math.ceil(x.size / _MOST_POINTS)
+    for relation, (along, up) in groups.items():
         look = style(relation)
         ax.scatter(
-            *values, s=7, marker=look["marker"], facecolors="none", edgecolors=look["color"], linewidths=0.6, alpha=0.7,
-            label=relation or None, rasterized=both.size > _MAX_VECTOR_POINTS, gid="pairs",
+            along[::every], up[::every], s=7, marker=look["marker"], facecolors="none",
+            edgecolors=look["color"], linewidths=0.6, alpha=0.7, label=relation or None,
+            rasterized=both.size > _MAX_VECTOR_POINTS, gid="pairs",
         )  # fmt: skip
     ranges = [[*map(float, declared["valid_range"]), declared["sense"]] for declared in attrs]
     if ranges[0] == ranges[1]:
@@ -78,7 +82,8 @@ def plot_measures(dataset: xr.Dataset, a: str, b: str, ax: Axes | None = None, *
         )  # fmt: skip
     ax.set_title(_format_correlations(x[both], y[both]), fontsize=NOTE, loc="left", pad=4 if "" in groups else 14)
     if own:
-        finish_layout(ax.figure.figure, caption)
+        omitted = f" One in {every} is drawn; the correlations are of all." if every > 1 else ""
+        finish_layout(ax.figure.figure, [*caption[:-1], caption[-1] + omitted])
     return ax
 
 
@@ -89,17 +94,19 @@ _Selection = tuple[dict[str, _Values], tuple[Mapping[str, Any], Mapping[str, Any
 def _from_study(study: xr.Dataset, a: str, b: str) -> _Selection:
     a, b = resolve_measure(study, a), resolve_measure(study, b)
     groups: dict[str, list[_Values]] = {}
-    attrs: tuple[Mapping[str, Any], Mapping[str, Any]] = ({}, {})
-    for pair, relation in zip(study["pair"].values.tolist(), study["relation"].values.tolist(), strict=True):
-        both = pick(study, pair, a), pick(study, pair, b)
-        attrs = both[0].attrs, both[1].attrs
-        groups.setdefault(relation, []).append((both[0].values.ravel(), both[1].values.ravel()))
+    attrs = tuple(
+        {"label": declares.label, "sense": declares.sense, "valid_range": list(declares.valid_range)}
+        for declares in map(traits, (a, b))
+    )
+    both = zip(values_of_pairs(study, a), values_of_pairs(study, b), strict=True)
+    for relation, (x, y) in zip(study["relation"].values.tolist(), both, strict=True):
+        groups.setdefault(relation, []).append((x.ravel(), y.ravel()))
     joined = {
         name: (np.concatenate([x for x, _ in groups[name]]), np.concatenate([y for _, y in groups[name]]))
         for name in RELATIONS
         if name in groups
     }
-    return joined, attrs, footnote(study, "A point: two layers of two trained models.")
+    return joined, (attrs[0], attrs[1]), footnote(study, "A point: two layers of two trained models.")
 
 
 def _from_result(result: xr.Dataset, a: str, b: str) -> _Selection:

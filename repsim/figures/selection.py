@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
+from numpy.typing import NDArray
 
 from repsim.errors import UnknownNameError
 from repsim.figures.canvas import check_pairs, resolve_measure
@@ -54,11 +55,12 @@ def pick(study: xr.Dataset, pair: str, measure: str | None = None) -> xr.DataArr
     swapped = " x ".join(reversed(pair.split(" x ")))
     if pair not in names and swapped not in names:
         raise UnknownNameError("pair of this study", pair, names)
-    at = study.sel(measure=measure, pair=pair if pair in names else swapped)
+    needed = [name for name in ("value", "chance", "p", "match") if name in study]  # others would cost most of the time
+    at = study[needed].sel(measure=measure, pair=pair if pair in names else swapped)
     a, b = (str(at[f"pair_{side}"].item()) for side in "ab")
     rows, columns = study["model_a"].values == a, study["model_b"].values == b
     declares = traits(measure)
-    table = at[[name for name in ("value", "chance", "p") if name in at]].isel(layer_a=rows, layer_b=columns)
+    table = at.drop_vars("match").isel(layer_a=rows, layer_b=columns)
     value = table["value"] if declares.sense == "similarity" else -table["value"]
     one = xr.DataArray(
         value.values,
@@ -99,6 +101,18 @@ def _sides_of(table: xr.Dataset, a: str, b: str) -> dict[str, Any]:
         coords[f"model_{side}"] = (dim, [model] * len(layers))
         coords[f"readout_{side}"] = (dim, [table["readout"].item()] * len(layers))
     return coords
+
+
+def values_of_pairs(study: xr.Dataset, measure: str) -> Iterator[NDArray[np.float64]]:
+    """Yield the values of all pairs of a study under one measure, as in `pick` but without labels."""
+    values = study["value"].sel(measure=measure).values
+    values = values if traits(measure).sense == "similarity" else -values
+    models = study["model"].values.tolist()
+    rows, columns = (
+        {model: np.flatnonzero(study[f"model_{side}"].values == model) for model in models} for side in "ab"
+    )
+    for a, b in zip(study["pair_a"].values.tolist(), study["pair_b"].values.tolist(), strict=True):
+        yield values[np.ix_(rows[a], columns[b])]
 
 
 def iterate_pairs(study: xr.Dataset, measure: str | None = None) -> Iterator[xr.DataArray]:

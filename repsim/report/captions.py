@@ -176,29 +176,46 @@ def effects(study: xr.Dataset) -> dict[str, Any]:
         "Families", "Measure", "Strongest control", "Effect (95 %, samples)", "95 %, networks and samples",
         "In units of energy (95 %)", "p, exchange", "smallest possible",
     ]  # fmt: skip
-    rows = []
-    for families in study["families"].values.tolist():
-        for kernel in strictest_controlled(study):
-            one = study.sel(families=families, measure=kernel, kernel=kernel)
-            if not np.isfinite(float(one["effect"])):
-                continue
-            of_families = str(one["family_a"].item()), str(one["family_b"].item())
-            rows.append([
-                str(families),
-                kernel,
-                control_in_words(str(one["effect_against"].item()), *of_families),
-                _within(one, "effect"),
-                interval(float(one["effect_network_low"]), float(one["effect_network_high"]), 3) or MISSING,
-                _within(one, "effect_energy"),
-                fixed(float(one["p_exchange"]), 3),
-                fixed(float(one["p_exchange_least"]), 3),
-            ])  # fmt: skip
+    names = study["families"].values.tolist()
+    of_kernels = {kernel: _effects_under(study, kernel) for kernel in strictest_controlled(study)}
+    rows = [
+        [name, kernel, *cells[k]] for k, name in enumerate(names) for kernel, cells in of_kernels.items() if cells[k]
+    ]
     return {"columns": columns, "rows": rows}
 
 
-def _within(one: xr.Dataset, name: str) -> str:
+def _effects_under(study: xr.Dataset, kernel: str) -> list[list[str]]:
+    """Return the cells of the table of effects for every pair of families under one kernel; empty without an effect."""
+    ends = ("", "_low", "_high")
+    names = (
+        *(f"{name}{end}" for name in ("effect", "effect_energy") for end in ends),
+        "effect_network_low", "effect_network_high", "p_exchange", "p_exchange_least", "effect_against",
+        "family_a", "family_b",
+    )  # fmt: skip
+    at = {name: _of_kernel(study[name], kernel).values.tolist() for name in names}
+    cells: list[list[str]] = []
+    for k, effect in enumerate(at["effect"]):
+        if not math.isfinite(effect):
+            cells.append([])
+            continue
+        cells.append([
+            control_in_words(at["effect_against"][k], at["family_a"][k], at["family_b"][k]),
+            _within(*(at[f"effect{end}"][k] for end in ends)),
+            interval(at["effect_network_low"][k], at["effect_network_high"][k], 3) or MISSING,
+            _within(*(at[f"effect_energy{end}"][k] for end in ends)),
+            fixed(at["p_exchange"][k], 3),
+            fixed(at["p_exchange_least"][k], 3),
+        ])  # fmt: skip
+    return cells
+
+
+def _of_kernel(variable: xr.DataArray, kernel: str) -> xr.DataArray:
+    """Select a kernel along the dimension of measures or of kernels, if a variable has one."""
+    return variable.sel({dim: kernel for dim in ("measure", "kernel") if dim in variable.dims})
+
+
+def _within(value: float, low: float, high: float) -> str:
     """Format a value with its interval."""
-    value, low, high = (float(one[f"{name}{end}"]) for end in ("", "_low", "_high"))
     ends = interval(low, high, 3)
     return f"{fixed(value, 3)} ({ends})" if ends else fixed(value, 3)
 
@@ -269,17 +286,17 @@ def map_of(study: xr.Dataset, name: str) -> dict[str, Any]:
 
 def ceilings(study: xr.Dataset, kernel: str) -> dict[str, Any]:
     """Return the rows and the note of the table of ceilings: similarity across families relative to its ceiling."""
-    at = study.sel(kernel=kernel)
+    names = ("families", "across", "ceiling", "ratio", "ratio_low", "ratio_high")
+    at = {name: _of_kernel(study[name], kernel).values for name in names}
     rows = [
-        [str(families), *(fixed(float(at[name][k]), 4) for name in ("across", "ceiling", "ratio")),
-         interval(float(at["ratio_low"][k]), float(at["ratio_high"][k]), 4) or MISSING]
-        for k, families in enumerate(at["families"].values)
-    ]  # fmt: skip
+        [families, *(fixed(value, 4) for value in values), interval(low, high, 4) or MISSING]
+        for families, *values, low, high in zip(*(of_pairs.tolist() for of_pairs in at.values()), strict=True)
+    ]
     note = (
         "Similarity of two families along matching layers, divided by the ceiling that the similarity within each "
         "family sets. Where the ratio is not clearly below 1, they are as alike as the members of one family."
     )
-    if not np.isfinite(at["ratio"].values).all():
+    if not np.isfinite(at["ratio"]).all():
         note += " The ratio is missing if a family has only one network, or if the ceiling is not clearly above 0."
     return {"note": note, "rows": rows}
 

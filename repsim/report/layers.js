@@ -7,8 +7,8 @@ class Layers {
   constructor(page) {
     this.page = page;
     this.all = new Heatmap(byId("all-map"), {
-      describe: (row, column) => this.describe(row, column),
-      choose: (row, column) => this.chosen(row, column),
+      describe: (row, column) => (this.part.large ? this.describePair(row, column) : this.describe(row, column)),
+      choose: (row, column) => (this.part.large ? this.chosen(this.part.runs.a[row].first, this.part.runs.b[column].first) : this.chosen(row, column)),
     });
     this.one = new Heatmap(byId("one-map"), {
       describe: (row, column) => this.describe(...this.toAllLayers(row, column)),
@@ -30,18 +30,44 @@ class Layers {
   drawAll() {
     const { part, measure, view } = this.page;
     byId("all").hidden = !part.several && Boolean(this.pair); // the other heatmap shows a single pair completely
+    byId("rounding").textContent = part.rounding ?? "";
     if (byId("all").hidden) return;
+    if (part.large) this.drawNetworks();
+    else this.drawLayers();
+    byId("all-note").textContent = part.large ? part.overview_notes[part.measures.findIndex(({ name }) => name === measure)][view] : "";
+  }
+
+  drawLayers() {
+    const { part, measure, view, scale } = this.page;
     const between = (side) => part.runs[side].slice(1).map((run) => run.first);
     const names = (side) => ({
       side, count: part.sides[side].layers.length, ticks: part.runs[side].map((run) => run.model),
       at: part.runs[side].map((run) => run.first + (run.count - 1) / 2),
     });
     this.all.draw({
-      ...this.page.shown, rows: part.rows, columns: part.columns, up: names("a"), across: names("b"),
+      ...scale, values: part.matrix(view, measure), rows: part.rows, columns: part.columns, up: names("a"), across: names("b"),
       lines: linesBetween(between("a"), between("b"), { color: "rgba(255,255,255,.85)", width: 1 }),
       label: `${view} of ${measure} of all layers of all networks. Arrow keys move between cells; Enter shows the two networks of a cell.`,
     });
     offerTable(byId("all"), () => this.asTable(0, part.rows, 0, part.columns, true));
+  }
+
+  // Draws one cell for each pair of networks, with lines between families that follow one another.
+  drawNetworks() {
+    const { part, measure, view, scale } = this.page;
+    const values = part.overviewOf(view, measure);
+    const [rows, columns] = [part.runs.a.length, part.runs.b.length];
+    const family = ({ model }) => part.coords.family?.[part.place("model", model)];
+    const between = (side) => part.runs[side].map((run, k, all) => (k && family(run) !== family(all[k - 1]) ? k : 0)).filter(Boolean);
+    const lines = (side) => (between(side).length <= part.runs[side].length / 2 ? between(side) : []);
+    const names = (side, place) => ({ side: place, count: part.runs[side].length, names: part.runs[side].map(({ model }) => model) });
+    this.all.draw({
+      ...scale, values, rows, columns, up: names("a", "up"), across: names("b", "across"),
+      lines: linesBetween(lines("a"), lines("b"), { color: "rgba(255,255,255,.6)", width: 0.8 }),
+      label: `${view} of ${measure} of all pairs of networks. Arrow keys move between cells; Enter shows the layers of the two networks of a cell.`,
+    });
+    offerTable(byId("all"), () => table(["Network", ...names("b").names], names("a").names.map((model, i) => [
+      model, ...Array.from(values.subarray(i * columns, (i + 1) * columns), (value) => fixed(value))]), `${measure}, ${view}`));
   }
 
   // Returns the rows and columns of the pair.
@@ -54,19 +80,26 @@ class Layers {
     return [this.block.up.first + row, this.block.across.first + column];
   }
 
+  // Returns what is known of two layers: the value, or NaN.
+  at(name, row, column) {
+    const { part, measure } = this.page;
+    const frame = part.frameOf(part.runAt("a", row), part.runAt("b", column));
+    return part.matrix(name, measure, frame)?.[(row - frame.up.first) * frame.across.count + column - frame.across.first];
+  }
+
   drawOne() {
     const { part, pair } = this;
     const { up, across, rows, columns } = this.block;
     const values = new Float64Array(rows * columns);
     for (let i = 0; i < rows; i += 1) {
-      for (let j = 0; j < columns; j += 1) values[i * columns + j] = this.page.shown.values[(up.first + i) * part.columns + across.first + j];
+      for (let j = 0; j < columns; j += 1) values[i * columns + j] = this.at(this.page.view, up.first + i, across.first + j);
     }
     const names = (side, run, place) => ({ side: place, count: run.count, stages: run.stages, names: part.sides[side].layers.slice(run.first, run.first + run.count) });
     const [upward, rightward] = [names("a", up, "up"), names("b", across, "across")];
     byId("one-title").replaceChildren(`${pair.a} `, element("span", { class: "note" }, "(upwards)"), ` × ${pair.b} `, element("span", { class: "note" }, "(to the right)"));
     this.updatePathControls();
     this.one.draw({
-      ...this.page.shown, values, rows, columns, up: upward, across: rightward,
+      ...this.page.scale, values, rows, columns, up: upward, across: rightward,
       lines: linesBetween(upward.stages, rightward.stages, { color: "rgba(255,255,255,.6)", width: 0.8 }),
       extra: this.marks(),
       label: `${this.page.view} of ${this.page.measure}, ${pair.a} upwards, ${pair.b} to the right. Arrow keys move between cells; Enter goes to that layer of the best match.`,
@@ -150,7 +183,7 @@ class Layers {
   // Returns lines about two layers: title, value, interval, chance level and calibrated value, if known.
   describe(row, column) {
     const { part, measure } = this.page;
-    const at = (name) => part.matrix(name, measure)?.[row * part.columns + column];
+    const at = (name) => this.at(name, row, column);
     const name = (side, k) => (part.several ? `${part.sides[side].models[k]} ${part.sides[side].layers[k]}` : part.sides[side].layers[k]);
     const level = interval(at("low"), at("high"));
     const chance = Number.isFinite(at("chance")) ? `chance ${fixed(at("chance"))}${Number.isFinite(at("chance_sd")) ? ` (sd ${fixed(at("chance_sd"))})` : ""}` : "";
@@ -165,23 +198,35 @@ class Layers {
     ];
   }
 
+  // Returns lines about two networks: title and value.
+  describePair(row, column) {
+    const { part, measure, view } = this.page;
+    const value = part.overviewOf(view, measure)[row * part.runs.b.length + column];
+    return [
+      `${part.runs.a[row].model} × ${part.runs.b[column].model}`,
+      Number.isFinite(value) ? `${measure}${view === "value" ? "" : `, ${view}`} ${fixed(value, view === "z" ? 1 : 4)}` : `${measure}: no value`,
+    ];
+  }
+
   asTable(top, rows, left, columns, named) {
-    const { part, shown, measure, view } = this.page;
+    const { part, measure, view } = this.page;
     const name = (side, k) => (named ? `${part.sides[side].models[k]}/` : "") + part.sides[side].layers[k];
     const across = [...Array(columns).keys()].map((j) => name("b", left + j));
     const up = [...Array(rows).keys()].map((i) => [
-      name("a", top + i), ...across.map((_, j) => fixed(shown.values[(top + i) * part.columns + left + j]))]);
+      name("a", top + i), ...across.map((_, j) => fixed(this.at(view, top + i, left + j)))]);
     return table(["Layer", ...across], up, `${measure}, ${view}`);
   }
 
-  // Saves the shown values as CSV with all digits.
+  // Saves the values of all layers as CSV, with all digits that the page has.
   download() {
-    const { part, shown, measure, view } = this.page;
+    const { part, measure, view } = this.page;
+    const values = part.matrix(view, measure);
+    const digits = (value) => (part.rounding ? Number(value.toPrecision(6)) : value);
     // spreadsheets interpret a text that begins with = as a formula
     const quoted = (text) => (/^\w[\w.\-/ ]*$/.test(text) ? text : `"${text.replace(/^(?=[=+\-@\t\r])/, "'").replace(/"/g, '""')}"`);
     const name = (side, k) => quoted(`${part.sides[side].models[k]}/${part.sides[side].layers[k]}`);
     const lines = part.sides.a.layers.map((_, i) => [
-      name("a", i), ...Array.from(shown.values.subarray(i * part.columns, (i + 1) * part.columns), (value) => (Number.isNaN(value) ? "" : value))].join(","));
+      name("a", i), ...Array.from(values.subarray(i * part.columns, (i + 1) * part.columns), (value) => (Number.isNaN(value) ? "" : digits(value)))].join(","));
     const head = ["", ...part.sides.b.layers.map((_, j) => name("b", j))].join(",");
     const link = element("a", {
       href: URL.createObjectURL(new Blob([[head, ...lines, ""].join("\n")], { type: "text/csv" })),

@@ -50,7 +50,8 @@ def write_report(
 
     The page makes no network requests: plotly.js, all numbers and all samples that are shown are in the file.
     Similarities of layers are stored in double precision; their intervals and chance levels, and all pairs of layers of
-    a series, in single precision. Equal input gives equal bytes.
+    a series, in single precision. With more than `repsim.report.overview.MOST_CELLS` pairs of layers, the page shows
+    one value for each pair of networks first, and similarities of layers have 16 bits. Equal input gives equal bytes.
 
     Parameters
     ----------

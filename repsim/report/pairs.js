@@ -2,9 +2,12 @@
 
 const CONTROL_SYMBOLS = ["diamond-open", "triangle-left-open", "triangle-right-open"];
 
+const MOST_LISTED = 100; // of more pairs, the table shows the first ones until more are asked for
+
 class Pairs {
   constructor(page) {
     this.page = page;
+    this.listed = MOST_LISTED;
     this.order = { key: "value", down: true };
   }
 
@@ -97,7 +100,11 @@ class Pairs {
   list() {
     const box = byId("pairs-table");
     const { columns } = this;
-    const rows = this.sorted().map((pair) => [
+    const count = this.part.pairs.length;
+    const { chosen } = this.page;
+    const sorted = this.sorted().filter((pair) => count <= MOST_LISTED || !chosen.size || this.isChosen(pair));
+    const listed = sorted.slice(0, this.listed);
+    const rows = listed.map((pair) => [
       element("button", { type: "button", onclick: () => this.page.state.set({ pair: pair.name }) }, pair.name),
       ...columns.slice(1).map(({ value, show }) => show(value(pair), pair)),
     ]);
@@ -109,22 +116,38 @@ class Pairs {
       };
       return element("button", { type: "button", "data-key": key, onclick: sort }, label);
     });
-    const pairsTable = table(heads, rows, `${this.page.measure}, ${rows.length} pairs`, 2);
+    const which = sorted.length < count ? `${sorted.length} of ${count} pairs, those of the chosen networks` : `${count} pairs`;
+    const part = listed.length < sorted.length ? `; the first ${listed.length} in the order of the sorted column` : "";
+    const pairsTable = table(heads, rows, `${this.page.measure}, ${which}${part}`, 2);
     for (const button of heads.filter((head) => head.parentElement)) {
       const own = button.dataset.key === this.order.key;
       button.parentElement.setAttribute("aria-sort", own ? (this.order.down ? "descending" : "ascending") : "none");
     }
-    box.replaceChildren(pairsTable);
+    const more = sorted.length > listed.length && element("button", { type: "button", onclick: () => {
+      this.listed += MOST_LISTED;
+      this.list();
+    } }, `List ${Math.min(MOST_LISTED, sorted.length - listed.length)} more`);
+    box.replaceChildren(pairsTable, ...(more ? [more] : []));
     this.mark();
+  }
+
+  // Shows the choice of networks: marks their pairs, or lists only them if there are many pairs.
+  choose() {
+    if (this.part.pairs.length > MOST_LISTED) this.list();
+    else this.mark();
+  }
+
+  // Returns whether a pair belongs to the chosen networks: it has the only one, or both of its networks are chosen.
+  isChosen({ a, b }) {
+    const { chosen } = this.page;
+    return chosen.size === 1 ? chosen.has(a) || chosen.has(b) : chosen.has(a) && chosen.has(b);
   }
 
   // Marks the rows of the current pair and of the chosen networks.
   mark() {
-    const chosen = this.page.chosen;
     byId("pairs-table").querySelectorAll("tbody tr").forEach((row) => {
-      const pair = this.part.pairs.find(({ name }) => name === row.cells[0].textContent);
-      row.classList.toggle("chosen", chosen.size > 0 && chosen.has(pair.a) && (chosen.size === 1 || chosen.has(pair.b)));
-      if (chosen.size === 1 && chosen.has(pair.b)) row.classList.add("chosen");
+      const pair = this.part.pairs[this.part.place("pair", row.cells[0].textContent)];
+      row.classList.toggle("chosen", this.isChosen(pair));
       row.classList.toggle("current", pair.name === this.page.pair?.name);
     });
   }
@@ -133,13 +156,13 @@ class Pairs {
 
   forest() {
     const { part } = this;
-    byId("pairs-note").textContent = part.measure(this.page.measure).pairs_note;
+    byId("pairs-note").textContent = [part.measure(this.page.measure).pairs_note, part.drawn_note, part.drawn_note && "The table lists all."].filter(Boolean).join(" ");
     const box = byId("forest");
     const colours = lineColours();
-    const ordered = part.relations.flatMap((relation) => part.pairs.filter((pair) => pair.relation === relation)
-      .sort((a, b) => (this.value(b.name) || 0) - (this.value(a.name) || 0)));
+    const ordered = part.drawn[part.measures.indexOf(part.measure(this.page.measure))].map((k) => part.pairs[k]);
+    const places = new Map(ordered.map((pair, k) => [pair, k]));
     const at = (name, pairs) => pairs.map((pair) => this.number(name, pair.name));
-    const y = (pairs) => pairs.map((pair) => -ordered.indexOf(pair));
+    const y = (pairs) => pairs.map((pair) => -places.get(pair));
     const shown = (pair) => {
       const spread = interval(this.value(pair.name, "_low"), this.value(pair.name, "_high"));
       return escapeMarkup([

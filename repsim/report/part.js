@@ -20,39 +20,83 @@ class Part extends Variables {
     return this.runs.a.length > 1 || this.runs.b.length > 1;
   }
 
+  get large() { // whether the heatmap of all shows networks; then layers are packed, and unpacked, pair by pair
+    return Boolean(this.overview);
+  }
+
+  // Returns the frame of a matrix of all layers, or of those of two runs.
+  get whole() {
+    return { up: { first: 0, count: this.rows }, across: { first: 0, count: this.columns } };
+  }
+
+  // Returns the smallest frame that holds the layers of a pair and can be unpacked.
+  frameOf(up, across) {
+    return this.large ? { up, across } : this.whole;
+  }
+
   run(side, name) {
     return this.runs[side].find((run) => run.model === name);
   }
 
-  // Returns a matrix over all pairs of layers: value, low, high, chance, chance_sd, z, p, or calibrated.
-  matrix(name, measure) {
-    const key = `${name}\0${measure}`;
-    if (!this.cache.has(key)) this.cache.set(key, this.makeMatrix(name, measure));
+  runAt(side, k) {
+    return this.runs[side].find(({ first, count }) => k >= first && k < first + count);
+  }
+
+  // Returns a matrix of layers within a frame: value, low, high, chance, chance_sd, z, p, or calibrated.
+  matrix(name, measure, frame = this.whole) {
+    const key = [name, measure, frame.up.first, frame.up.count, frame.across.first, frame.across.count].join("\0");
+    if (!this.cache.has(key)) this.cache.set(key, this.makeMatrix(name, measure, frame));
     return this.cache.get(key);
   }
 
-  makeMatrix(name, measure) {
-    if (name === "calibrated") return this.calibrated(measure);
-    const value = name === "value" ? null : this.matrix("value", measure);
+  makeMatrix(name, measure, frame) {
+    if (this.large && frame.up.count === this.rows && frame.across.count === this.columns) return this.assembled(name, measure);
+    if (name === "calibrated") return this.calibrated(measure, frame);
+    const at = (other) => this.matrix(other, measure, frame);
+    const value = name === "value" ? null : at("value");
     const packed = this.matrices[name]?.[this.measures.findIndex((about) => about.name === measure)];
-    if (packed && !Object.keys(packed).length) return this.derived(name, measure, value);
-    const empty = value ? null : new Float64Array(this.rows * this.columns).fill(NaN); // for a measure without any value
-    return unpackMatrix(packed, this.rows, this.columns, value) ?? empty;
+    if (packed && !Object.keys(packed).length) return this.derived(name, value, at);
+    const [rows, columns] = [frame.up.count, frame.across.count];
+    const empty = value ? null : new Float64Array(rows * columns).fill(NaN); // for a measure without any value
+    if (!packed?.blocks) return unpackMatrix(packed, rows, columns, value) ?? empty;
+    const [i, j] = [this.runs.a.indexOf(frame.up), this.runs.b.indexOf(frame.across)];
+    return unpackBlock(packed, this.places(packed.symmetric), rows, columns, i, j);
   }
 
-  derived(name, measure, value) {
-    if (name === "high") return value.map(((low) => (mid, i) => 2 * mid - low[i])(this.matrix("low", measure)));
-    const [chance, sd] = [this.matrix("chance", measure), this.matrix("chance_sd", measure)];
+  places(symmetric) {
+    const key = `places\0${symmetric}`;
+    if (!this.cache.has(key)) this.cache.set(key, placesOf(this.runs.a, this.runs.b, symmetric));
+    return this.cache.get(key);
+  }
+
+  // Returns a matrix of all layers, put together from those of the pairs of networks.
+  assembled(name, measure) {
+    const values = new Float64Array(this.rows * this.columns);
+    for (const up of this.runs.a) {
+      for (const across of this.runs.b) {
+        const block = this.makeMatrix(name, measure, { up, across });
+        if (!block) return null;
+        for (let i = 0; i < up.count; i += 1) {
+          values.set(block.subarray(i * across.count, (i + 1) * across.count), (up.first + i) * this.columns + across.first);
+        }
+      }
+    }
+    return values;
+  }
+
+  derived(name, value, at) {
+    if (name === "high") return value.map(((low) => (mid, i) => 2 * mid - low[i])(at("low")));
+    const [chance, sd] = [at("chance"), at("chance_sd")];
     return value.map((similarity, i) => (similarity - chance[i]) / sd[i]);
   }
 
   // Returns max(0, (value - tau) / (most - tau)), where tau is the threshold of the largest value of a pair of networks.
-  calibrated(measure) {
+  calibrated(measure, { up, across }) {
     if (!this.measure(measure).views.calibrated) return null;
     const taus = this.select("threshold_largest", { measure });
     const { most } = this.measure(measure);
-    return this.matrix("value", measure).map((value, k) => {
-      const tau = taus[this.pairOf(Math.floor(k / this.columns), k % this.columns)] ?? NaN;
+    return this.matrix("value", measure, { up, across }).map((value, k) => {
+      const tau = taus[this.pairOf(up.first + Math.floor(k / across.count), across.first + (k % across.count))] ?? NaN;
       return Math.max(0, (value - tau) / (most - tau));
     });
   }
@@ -61,9 +105,14 @@ class Part extends Variables {
     return this.pairAt.get(`${this.sides.a.models[row]}\0${this.sides.b.models[column]}`) ?? -1;
   }
 
-  // Returns a matrix with its colour scale; undefined if the measure does not have this view.
-  view(name, measure) {
+  // Returns one value for each pair of networks, of a large part.
+  overviewOf(name, measure) {
+    return Float64Array.from(unpackArray(this.overview[this.measures.findIndex((about) => about.name === measure)][name]));
+  }
+
+  // Returns the colour scale of a view; undefined if the measure does not have this view.
+  scale(name, measure) {
     const scale = this.measure(measure).views[name];
-    return scale && { values: this.matrix(name, measure), zmin: scale.low, zmax: scale.high, colorscale: this.palettes[scale.palette] };
+    return scale && { zmin: scale.low, zmax: scale.high, colorscale: this.palettes[scale.palette] };
   }
 }

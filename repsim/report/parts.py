@@ -8,8 +8,9 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from repsim.presentation import thinning
 from repsim.presentation.stages import boundaries, runs
-from repsim.report import captions, packing
+from repsim.report import captions, overview, packing
 from repsim.report.packing import LAYERS
 from repsim.report.stimuli import SHOWN
 from repsim.report.views import Palettes, about_result, about_study
@@ -53,6 +54,13 @@ def of_comparison(result: xr.Dataset, names: Sequence[str], readout: str) -> dic
     palettes = Palettes()
     measures = [about_result(variable, palettes) for variable in values]
     sides = {side: _side(result, side) for side in "ab"}
+    along = overview.networks_of(result)
+    kind = "f8" if along is None else "u2"
+    matrices = {
+        "value": [packing.matrix(one.values, ~np.isnan(one.values), kind, along) for one in values],
+        "chance": [packing.matrix(chances(one), ~np.isnan(one.values), "f4", along) for one in values],
+    }
+    shown = {} if along is None else overview.of_result(values, matrices["value"])
     return _common(result, readout or ", ".join(sorted(own)), stores, measures) | {
         "summary": [_COMPARISON_SUMMARY],
         "warnings": [*dict.fromkeys(notes), *_json_list(result, "left_out")],
@@ -60,10 +68,8 @@ def of_comparison(result: xr.Dataset, names: Sequence[str], readout: str) -> dic
         "palettes": palettes.stops,
         "coords": _pairs_of(sides),
         "variables": {},
-        "matrices": {
-            "value": [packing.matrix(one.values, ~np.isnan(one.values), "f8") for one in values],
-            "chance": [packing.matrix(chances(one), ~np.isnan(one.values)) for one in values],
-        },
+        "matrices": matrices,
+        **shown,
     }
 
 
@@ -79,8 +85,11 @@ def of_study(study: xr.Dataset) -> dict[str, Any]:
     if missing := [name for name in _REQUIRED if name not in study.coords]:  # even a study of one model has these
         raise KeyError(missing[0])
     untrained = _json_list(study, "untrained")
+    relations = [relation for relation in RELATIONS if relation in study["relation"].values]
     palettes = Palettes()
     measures = [about_study(study, spec, palettes) for spec in study["measure"].values.tolist()]
+    along = overview.networks_of(study)
+    matrices = packing.matrices(study, along)
     return _common(study, str(study["readout"].item()), _json_list(study, "stores", dict), measures) | {
         "summary": _json_list(study, "summary"),
         "warnings": _json_list(study, "warnings"),
@@ -88,11 +97,13 @@ def of_study(study: xr.Dataset) -> dict[str, Any]:
         "claims": captions.claims(study),
         "effects": captions.effects(study),
         "energies": captions.energies(study),
-        "controls": packing.variable(reading.controls_of_pairs(study)),
+        "controls": packing.variable(reading.controls_of_pairs(study), short=along is not None),
         "sides": {side: _side(study, side) for side in "ab"},
         "palettes": palettes.stops,
         "uncontrolled": "none of this pair under this measure" if untrained else "no untrained networks",
-        "relations": [relation for relation in RELATIONS if relation in study["relation"].values],
+        "relations": relations,
+        "drawn": [_drawn(study, spec, relations) for spec in study["measure"].values.tolist()],
+        "drawn_note": thinning.left_out(len(_drawn(study, "cka", relations)), study.sizes["pair"], "pairs of networks"),
         "shares": _shares(study),
         "shares_note": captions.shares_note(study["state"].values.tolist()),
         "ceilings": {kernel: captions.ceilings(study, kernel) for kernel in study["kernel"].values.tolist()},
@@ -110,9 +121,16 @@ def of_study(study: xr.Dataset) -> dict[str, Any]:
             for name, labels in study.coords.items()
             if labels.ndim == 1 and not set(LAYERS) & set(labels.dims)
         },
-        "variables": {name: packing.variable(one) for name, one in small.items()},
-        "matrices": packing.matrices(study),
+        "variables": {name: packing.variable(one, short=along is not None) for name, one in small.items()},
+        "matrices": matrices,
+        **({} if along is None else overview.of_study(study, matrices["value"])),
     }
+
+
+def _drawn(study: xr.Dataset, measure: str, relations: Sequence[str]) -> list[int]:
+    """Return the positions of the pairs that the figure of pairs shows under a measure, in its order."""
+    values = study[reading.headline(study, measure)].sel(measure=measure).values
+    return thinning.thinned(values.tolist(), study["relation"].values.tolist(), relations)
 
 
 def _recorded(study: xr.Dataset, key: str) -> list[str]:

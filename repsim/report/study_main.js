@@ -23,12 +23,12 @@ class Page extends Frame {
     this.part = this.parts[readouts.indexOf(readout)];
     const { part } = this;
     const measure = part.measure(this.state.get("measure")).name;
-    const views = VIEWS.map(([name]) => name).filter((name) => part.view(name, measure));
+    const views = VIEWS.map(([name]) => name).filter((name) => part.scale(name, measure));
     const view = views.includes(this.state.get("view")) ? this.state.get("view") : "value";
     const first = part.pairs.find(({ relation }) => relation === part.relations?.[0]) ?? part.pairs[0];
     const pair = (part.pairs.find(({ name }) => name === this.state.get("pair")) ?? first)?.name;
     this.state.set({ readout, measure, view, pair }, { address: false });
-    this.shown = part.view(view, measure);
+    this.scale = part.scale(view, measure);
   }
 
   get measure() {
@@ -59,7 +59,7 @@ class Page extends Frame {
     byId("readout").parentElement.hidden = this.parts.length < 2;
     offerOptions(byId("pair"), part.pairs.map(({ name, a, b }) => [name, `${a} × ${b}`]), this.state.get("pair"));
     byId("pair").parentElement.hidden = part.pairs.length < 2;
-    const views = VIEWS.map(([name, label]) => [name, label, Boolean(part.view(name, this.measure))]);
+    const views = VIEWS.map(([name, label]) => [name, label, Boolean(part.scale(name, this.measure))]);
     byId("view").hidden = views.filter(([, , enabled]) => enabled).length < 2;
     offerChoices(byId("view"), "view", views, this.view, (view) => this.state.set({ view }));
     const { label, formula, citation } = part.measure(this.measure);
@@ -118,7 +118,7 @@ class Page extends Frame {
     });
     state.listen(["chosen"], () => {
       this.maps.networks();
-      this.pairs.mark();
+      this.pairs.choose();
     });
     for (const name of ["measure", "readout", "pair"]) byId(name).addEventListener("change", (event) => state.set({ [name]: event.target.value }));
     this.listenToFrame();

@@ -4,6 +4,7 @@ class Variables {
   constructor(raw) {
     Object.assign(this, raw);
     this.arrays = new Map();
+    this.indices = new Map();
   }
 
   // Returns the values of a variable at labels or positions of some dimensions, in the order of the other dimensions.
@@ -25,7 +26,9 @@ class Variables {
   }
 
   place(dim, label) {
-    return typeof label === "number" ? label : (this.coords[dim] ?? []).indexOf(label);
+    if (typeof label === "number") return label;
+    if (!this.indices.has(dim)) this.indices.set(dim, new Map((this.coords[dim] ?? []).map((name, k) => [name, k]).reverse()));
+    return this.indices.get(dim).get(label) ?? -1;
   }
 
   measure(name) {

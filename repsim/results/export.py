@@ -4,13 +4,15 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain, product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import xarray as xr
+from numpy.typing import NDArray
 
 from repsim.errors import InvalidInputError, UnknownNameError
 from repsim.results.chance import chance_of
@@ -67,6 +69,8 @@ _OVER = "over"
 """Dimension whose entries become columns with their names, such as ``trend_slope_low_runs``."""
 _FORMULA = ("=", "+", "-", "@", "\t")
 """First characters of formulas in spreadsheets."""
+_ROWS = 65_536
+"""Largest number of rows of a table that are converted to text at once."""
 
 _LAYER_COLUMNS = {
     "features": "values a sample of layer {}",
@@ -119,6 +123,14 @@ def to_frame(dataset: xr.Dataset, table: str | None = None) -> pd.DataFrame:
     0       a      in       b  hidden  1.00
     1       a     out       b  hidden  0.67
     """
+    name, shape, columns = _table(dataset, table)
+    frame = pd.DataFrame({column: np.broadcast_to(values, shape).ravel() for column, values in columns.items()})
+    frame.attrs.update(_about(dataset, name, columns))
+    return frame
+
+
+def _table(dataset: xr.Dataset, table: str | None) -> tuple[str, tuple[int, ...], dict[str, NDArray[Any]]]:
+    """Return the name of a table, the sizes of its dimensions, and its columns, to be broadcast to these sizes."""
     tables = tables_of(dataset)
     name = table or next(iter(tables))
     if name not in tables:
@@ -128,14 +140,18 @@ def to_frame(dataset: xr.Dataset, table: str | None = None) -> pd.DataFrame:
         kind = "series" if tables is SERIES_TABLES else "study"
         raise InvalidInputError(f"this {kind} has no table {name!r}: there is no {missing[0]} in it")
     complete = dataset if "families" not in dims else _with_kernels_as_measures(dataset)
-    frame = pd.DataFrame(dict(_columns(complete, dims, _REPEATED.get(name, ()))))
-    frame.attrs = {
-        "table": name,
+    shape = tuple(dataset.sizes[dim] for dim in dims)
+    return name, shape, dict(_columns(complete, dims, _REPEATED.get(name, ())))
+
+
+def _about(dataset: xr.Dataset, table: str, columns: Iterable[str]) -> dict[str, Any]:
+    """Return the attributes of a table: its name, data and samples, and the meanings of its columns."""
+    return {
+        "table": table,
         "data": dataset["data"].item(),
         "samples": dataset["n_samples"].item(),
-        "columns": {column: text for column in frame.columns if (text := _meaning(dataset, column))},
+        "columns": {column: text for column in columns if (text := _meaning(dataset, column))},
     }
-    return frame
 
 
 def tables_of(data: xr.Dataset) -> dict[str, tuple[str, ...]]:
@@ -169,14 +185,12 @@ def _with_kernels_as_measures(study: xr.Dataset) -> xr.Dataset:
 def _columns(data: xr.Dataset, dims: tuple[str, ...], over: tuple[str, ...] = ()) -> Iterator[tuple[str, Any]]:
     """Yield names and values of the columns: first those that identify the row, then the variables.
 
-    Variables with the dimensions ``over`` are repeated along the others.
+    Variables with the dimensions ``over`` are repeated along the others. Values have all dimensions of the table; those
+    along which they are repeated have the size 1.
     """
-    shape = tuple(data.sizes[dim] for dim in dims)
 
     def repeated(values: Any, *over: str) -> Any:
-        """Repeat values along all dimensions except ``over``, one value for each row."""
-        own = [data.sizes[dim] if dim in over else 1 for dim in dims]
-        return np.broadcast_to(np.asarray(values).reshape(own), shape).ravel()
+        return np.asarray(values).reshape([data.sizes[dim] if dim in over else 1 for dim in dims])
 
     for dim in dims:
         for name, values in _labels(data, dim):
@@ -184,17 +198,17 @@ def _columns(data: xr.Dataset, dims: tuple[str, ...], over: tuple[str, ...] = ()
     for key, variable in data.data_vars.items():
         name = str(key)
         if set(variable.dims) == set(dims):
-            yield name, variable.transpose(*dims).values.ravel()
+            yield name, variable.transpose(*dims).values
             if name + CHANCE in data.coords:
-                yield name + CHANCE, data[name + CHANCE].transpose(*dims).values.ravel()
+                yield name + CHANCE, data[name + CHANCE].transpose(*dims).values
         elif over and variable.dims == over:
             yield name, repeated(variable.values, *over)
         elif variable.dims[:-1] == dims and variable.dims[-1] in _AXES:
             for k in range(variable.shape[-1]):
-                yield f"{name}_{k + 1}", variable.values[..., k].ravel()
+                yield f"{name}_{k + 1}", variable.values[..., k]
         elif variable.dims == (*dims, _OVER):
             for k, over_what in enumerate(data[_OVER].values):
-                yield f"{name}_{over_what}", variable.values[..., k].ravel()
+                yield f"{name}_{over_what}", variable.values[..., k]
 
 
 def _labels(data: xr.Dataset, dim: str) -> Iterator[tuple[str, Any]]:
@@ -286,6 +300,9 @@ def _without_formula(cell: Any) -> Any:
     return f"'{text}" if text.startswith(_FORMULA) else text
 
 
+_SAFE = np.frompyfunc(_without_formula, 1, 1)
+
+
 def to_json(data: xr.Dataset, table: str | None = None) -> dict[str, Any]:
     """Convert a result, a study, a series, or one table of it, to JSON values; NaN becomes null.
 
@@ -293,18 +310,23 @@ def to_json(data: xr.Dataset, table: str | None = None) -> dict[str, Any]:
     """
     if table is not None:
         frame = to_frame(data, table)
-        columns = {str(name): nan_to_none(column.tolist()) for name, column in frame.items()}
-        rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
-        return {**{str(key): value for key, value in frame.attrs.items()}, "rows": rows}
+        return {**{str(key): value for key, value in frame.attrs.items()}, "rows": _rows(frame)}
     tables_of(data)  # raises an error for other data sets
     convert = {STUDY: study_as_json, SERIES: series_as_json, FORMAT: result_as_json}[data.attrs["format"]]
     return convert(data)
+
+
+def _rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    columns = {str(name): nan_to_none(column.tolist()) for name, column in frame.items()}
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
 def export(
     data: xr.Dataset, path: str | os.PathLike[str], table: str | None = None, *, overwrite: bool = False
 ) -> None:
     """Save a result, a study or a series, or one table of it, as CSV or JSON.
+
+    Tables are converted and written in pieces, so that millions of rows take little memory.
 
     Parameters
     ----------
@@ -325,18 +347,65 @@ def export(
         The file exists or cannot be written.
     """
     path = Path(path)
-    text = as_text(data, path.suffix.removeprefix("."), table)
-    with replacing(path, overwrite=overwrite) as partial:
-        partial.write_text(text, encoding="utf-8", newline="")
+    pieces = text_pieces(data, path.suffix.removeprefix("."), table)
+    first = next(pieces)  # raises the errors about the data before a file is made
+    with replacing(path, overwrite=overwrite) as partial, partial.open("w", encoding="utf-8", newline="") as file:
+        file.writelines(chain([first], pieces))
 
 
-def as_text(data: xr.Dataset, form: str, table: str | None = None) -> str:
-    """Return the text that `export` writes, in the form ``csv`` or ``json``."""
+def text_pieces(data: xr.Dataset, form: str, table: str | None = None) -> Iterator[str]:
+    """Yield the text that `export` writes, in the form ``csv`` or ``json``, as pieces of a limited number of rows.
+
+    So a table of millions of rows, as of a thousand layers with a thousand, takes little memory.
+    """
     if form == "csv":
-        return to_csv(to_frame(data, table))
+        yield from _csv_pieces(data, table)
+        return
     if form == "json":
-        return json.dumps(to_json(data, table)) + "\n"
+        yield from [json.dumps(to_json(data)), "\n"] if table is None else _json_pieces(data, table)
+        return
     raise InvalidInputError(f"tables are written as .csv or .json, not {form!r}; repsim.save_result writes netCDF")
+
+
+def _csv_pieces(data: xr.Dataset, table: str | None) -> Iterator[str]:
+    """Yield a table as CSV, as `to_csv` writes it. Names are checked for formulas once, and not in every row."""
+    _, shape, columns = _table(data, table)
+    safe = {name: values if values.dtype.kind in "fiub" else _SAFE(values) for name, values in columns.items()}
+    for k, frame in enumerate(_frames(safe, shape)):
+        renamed = frame.rename(columns=_without_formula)
+        yield str(renamed.to_csv(index=False, header=not k, lineterminator="\n"))
+
+
+def _json_pieces(data: xr.Dataset, table: str) -> Iterator[str]:
+    """Yield a table as JSON, as `to_json` converts it."""
+    name, shape, columns = _table(data, table)
+    yield json.dumps({**_about(data, name, columns), "rows": []}).removesuffix("]}")
+    for k, frame in enumerate(_frames(columns, shape)):
+        rows = json.dumps(_rows(frame))[1:-1]
+        yield f", {rows}" if k and rows else rows
+    yield "]}\n"
+
+
+def _frames(columns: Mapping[str, NDArray[Any]], shape: tuple[int, ...]) -> Iterator[pd.DataFrame]:
+    """Yield the rows of a table as data frames of at most `_ROWS` rows, in order; one without rows if it has none."""
+    whole = {name: np.broadcast_to(values, shape) for name, values in columns.items()}
+    for at in _runs(shape, _ROWS):
+        yield pd.DataFrame({name: values[at].ravel() for name, values in whole.items()})
+
+
+def _runs(shape: tuple[int, ...], most: int) -> Iterator[tuple[Any, ...]]:
+    """Yield indices that divide an array into runs of at most ``most`` values, in the order of the values.
+
+    >>> list(_runs((2, 5), 4))
+    [(0, slice(0, 4, None)), (0, slice(4, 8, None)), (1, slice(0, 4, None)), (1, slice(4, 8, None))]
+    >>> list(_runs((2, 2), 4))
+    [(slice(0, 2, None),)]
+    """
+    axis = next((k for k in range(len(shape)) if math.prod(shape[k + 1 :]) <= most), len(shape) - 1)
+    step = max(1, most // max(1, math.prod(shape[axis + 1 :])))
+    for before in product(*map(range, shape[:axis])):
+        for first in range(0, max(1, shape[axis]), step):
+            yield (*before, slice(first, first + step))
 
 
 def study_as_json(data: xr.Dataset) -> dict[str, Any]:

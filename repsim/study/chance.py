@@ -6,6 +6,8 @@ permutations are needed. For a maximum over layers they are not known, and permu
 """
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float64, Int64
@@ -45,6 +47,19 @@ def z_value(value: ArrayLike, n: int) -> Float64[np.ndarray, "..."]:
     7.06
     """
     return np.asarray(value, dtype=np.float64) / null_sd(n)
+
+
+def skewnesses(moments: Sequence[CubicMoments]) -> Float64[np.ndarray, "layers layers"]:
+    """Compute the `skewness` of every layer with every layer.
+
+    >>> layers = [CubicMoments(100, 1.0, 0.01, 0.0), CubicMoments(100, 1.0, 0.9, 0.02)]
+    >>> skewnesses(layers).round(4).tolist()
+    [[0.0003, 0.0258], [0.0258, 2.382]]
+    """
+    for other in moments[1:]:
+        _same_samples(moments[0], other)
+    sums = [np.array([getattr(one, name) for one in moments]) for name in ("norm2", "triangles", "cubes")]
+    return np.asarray(_skewness(moments[0].n, [one[:, None] for one in sums], [one[None, :] for one in sums]))
 
 
 def skewness(a: CubicMoments, b: CubicMoments) -> float:
@@ -87,8 +102,13 @@ def skewness(a: CubicMoments, b: CubicMoments) -> float:
     >>> round(skewness(flat, flat), 4), round(skewness(flat, steep), 4), round(skewness(steep, steep), 4)
     (0.0003, 0.0258, 2.382)
     """
-    n = _same_samples(a, b)
-    t, U, s, V = a.triangles, a.cubes, b.triangles, b.cubes
+    sums = ([one.norm2, one.triangles, one.cubes] for one in (a, b))
+    return float(_skewness(_same_samples(a, b), *sums))
+
+
+def _skewness(n: int, a: Sequence[Any], b: Sequence[Any]) -> Any:
+    """Compute the skewness from ||A||^2, tr(A^3) and the sum of cubes of both layers, numbers or arrays."""
+    (a2, t, U), (b2, s, V) = a, b
     terms = {
         2: 4 * U * V,
         3: 24 * U * V + 8 * t * s,
@@ -97,7 +117,7 @@ def skewness(a: CubicMoments, b: CubicMoments) -> float:
         6: 64 * (2 * U - t) * (2 * V - s),
     }
     third = sum(term / math.perm(n, k) for k, term in terms.items() if k <= n)
-    return float(third / (2 * a.norm2 * b.norm2 / (n * (n - 3))) ** 1.5)
+    return third / (2 * a2 * b2 / (n * (n - 3))) ** 1.5
 
 
 def pearson3(value: ArrayLike, n: int, skewness: ArrayLike) -> Float64[np.ndarray, "..."]:

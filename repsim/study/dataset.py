@@ -12,7 +12,7 @@ from repsim.results.coordinates import axis_coordinates
 from repsim.results.variables import describe
 from repsim.results.versions import STUDY, STUDY_VERSION
 from repsim.study import cautions, reading, words
-from repsim.study.chance import null_sd, pearson3, skewness
+from repsim.study.chance import null_sd, pearson3, skewnesses
 from repsim.study.dataset_families import ceilings, pairs_of_families
 from repsim.study.dataset_map import map_of_models
 from repsim.study.dataset_pairs import kinds_of_pairs, pairs_of_models
@@ -104,8 +104,7 @@ def _layer_values(inference: Inference) -> xr.Dataset:
         table["low"][m], table["high"][m] = values - margin, values + margin
         table["chance"][m], table["chance_sd"][m] = 0, null_sd(n)
     if evidence.moments:
-        skewed = np.array([[skewness(a, b) for b in evidence.moments] for a in evidence.moments])
-        table["p"][0] = pearson3(table["value"][0], n, skewed)
+        table["p"][0] = pearson3(table["value"][0], n, skewnesses(evidence.moments))
     position = {name: k for k, name in enumerate(names)}
     for m, result in enumerate(evidence.measures, len(inference.conditions)):
         for pair in inference.design.pairs:

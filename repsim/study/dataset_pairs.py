@@ -34,10 +34,11 @@ def pairs_of_models(inference: Inference) -> xr.Dataset:
     control_names = np.full((len(titles), len(pairs)), "", dtype=object)
     deepest = max((len(inference.indices.positions[m.name]) for m in inference.design.trained), default=1)
     matches = np.full((len(titles), len(pairs), 2, deepest), -1)
+    layers = {kind: inference.indices.similarities(inference.matrices, kind) for kind in inference.conditions.values()}
     for p, pair in enumerate(pairs):
         for m, title in enumerate(titles):
             row, control, matched = (
-                _row_of_cka(inference, inference.conditions[title], pair)
+                _row_of_cka(inference, kind := inference.conditions[title], pair, layers[kind])
                 if title in inference.conditions
                 else _row_of_other(inference, inference.evidence.measures[m - len(inference.conditions)], pair)
             )
@@ -64,8 +65,13 @@ def pairs_of_models(inference: Inference) -> xr.Dataset:
     )
 
 
-def _row_of_cka(inference: Inference, kind: str, pair: Pair) -> tuple[dict[str, float], str, tuple[Match, Match]]:
-    """Return the columns of the table, the best control, and the matches in both directions, for debiased CKA."""
+def _row_of_cka(
+    inference: Inference, kind: str, pair: Pair, layers: Float64[np.ndarray, "L L"]
+) -> tuple[dict[str, float], str, tuple[Match, Match]]:
+    """Return the columns of the table, the best control, and the matches in both directions, for debiased CKA.
+
+    ``layers`` are the values of all layers.
+    """
     half, plain = (inference.estimate({inference.column(kind, pair, what): 1.0}, kind) for what in ("index", "best"))
     row = {"index": plain.value, "split_half": half.value, "split_half_low": half.low, "split_half_high": half.high}
     if abs(plain.value - half.value) <= _MOST_OPTIMISM * plain.se:
@@ -73,7 +79,7 @@ def _row_of_cka(inference: Inference, kind: str, pair: Pair) -> tuple[dict[str, 
     if kind in inference.indices.energies:
         energy = inference.estimate({inference.column(kind, pair, "energy"): 1.0}, kind, in_energy=True)
         row |= {"energy": energy.value, "energy_low": energy.low, "energy_high": energy.high}
-    values = inference.indices.block(inference.indices.similarities(inference.matrices, kind), pair)
+    values = inference.indices.block(layers, pair)
     row["largest"] = _largest(values)
     if null := inference.evidence.nulls.get((kind, pair.name)):
         row |= _test_columns(null)

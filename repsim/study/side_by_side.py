@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import xarray as xr
+from numpy.typing import NDArray
 
 from repsim.results.variables import CONTROL_PAIRS
 
@@ -54,27 +55,37 @@ def side_by_side(study: xr.Dataset) -> Iterator[Row]:
 
     Kernels that have no values of families, such as CKA given the untrained networks, are left out.
     """
+    if not study.sizes.get("families"):
+        return
     kernels = study["kernel"].values.tolist()
-    for families in study["families"].values.tolist() if study.sizes.get("families") else []:
-        of_pair = study.sel(families=families)
-        if np.isnan(of_pair["trained_value"].sel(measure=kernels).values).all():
+    trained, controls = (  # arrays, because a study of a hundred models has thousands of pairs of families
+        np.stack([study[f"{name}_value"].sel(measure=kernels).values, study[f"{name}_energy"].values], axis=-1)
+        for name in ("trained", "control")
+    )
+    kinds = study["control_pair"].values.tolist()
+    ends = [study[f"family_{side}"].values.tolist() for side in "ab"]
+    left = {
+        (family, state): _left(study, family, trained=state)
+        for family in {*ends[0], *ends[1]}
+        for state in (True, False)
+    }
+    for k, (families, a, b) in enumerate(zip(study["families"].values.tolist(), *ends, strict=True)):
+        if np.isnan(trained[:, k, 0]).all():
             continue
-        a, b = str(of_pair["family_a"].item()), str(of_pair["family_b"].item())
-        for networks, trained in _TRAINED_SIDES.items():
-            by_kernel = {}
-            for kernel in kernels:
-                at = of_pair.sel(measure=kernel, kernel=kernel)
-                one = at if networks == TRAINED else at.sel(control_pair=networks)
-                names = ("trained_value", "trained_energy") if networks == TRAINED else (
-                    "control_value", "control_energy")  # fmt: skip
-                value, energy = (float(one[name]) for name in names)
-                first, second = (_left(study, kernel, family, side) for family, side in zip((a, b), trained,
-                                                                                           strict=True))  # fmt: skip
-                by_kernel[kernel] = GivenControls(value, energy, (first, second))
+        for networks, states in _TRAINED_SIDES.items():
+            values = trained[:, k] if networks == TRAINED else controls[:, k, kinds.index(networks)]
+            of_sides = np.stack([left[family, state] for family, state in zip((a, b), states, strict=True)], axis=-1)
+            by_kernel = {
+                kernel: GivenControls(value, energy, (first, second))
+                for kernel, (value, energy), (first, second) in zip(
+                    kernels, values.tolist(), of_sides.tolist(), strict=True
+                )
+            }
             yield Row(families, control_in_words(networks, a, b), by_kernel)
 
 
-def _left(study: xr.Dataset, kernel: str, family: str, trained: bool) -> float:
-    """Return the mean share of energy that is left of the trained or the untrained networks of a family."""
+def _left(study: xr.Dataset, family: str, *, trained: bool) -> NDArray[np.float64]:
+    """Return the mean share of energy that each kernel leaves of the trained or the untrained networks of a family."""
     members = (study["network_family"].values == family) & ((study["network_state"].values == "trained") == trained)
-    return float(study["energy_left"].sel(kernel=kernel).values[members].mean()) if members.any() else np.nan
+    energies = study["energy_left"].values
+    return energies[:, members].mean(axis=1) if members.any() else np.full(len(energies), np.nan)

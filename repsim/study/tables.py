@@ -1,5 +1,9 @@
 """Build the tables of a study for the terminal and for notebooks."""
 
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import numpy as np
 import xarray as xr
 
@@ -7,6 +11,22 @@ from repsim.runtime.text_tables import Table
 from repsim.study.formatting import number, probability
 from repsim.study.reading import LEVEL_NAMES, headline, is_decided, known_shares, strictest, strictest_controlled
 from repsim.study.side_by_side import control_in_words, side_by_side
+
+MOST_ROWS = 48
+"""Largest number of pairs of models or of families that a table shows completely; more would fill several screens."""
+SHOWN = 5
+"""Number of pairs that a table of more pairs shows at either end of their order."""
+_ENDS = ("", "_low", "_high")
+_OF_PAIRS = (
+    "pair", "relation", "index", "energy", "control", "control_name", "p_index_holm",
+    *(f"{name}{end}" for name in ("split_half", "learned") for end in _ENDS),
+)  # fmt: skip
+_OF_FAMILIES = (
+    "families", "family_a", "family_b", "claim_level", "effect_against", "p_exchange", "p_exchange_least",
+    "effect_network_low", "effect_network_high",
+    *(f"{name}{end}" for name in ("effect", "effect_energy") for end in _ENDS),
+)  # fmt: skip
+"""Columns of the tables of pairs of models and of pairs of families."""
 
 
 def all_tables(study: xr.Dataset) -> list[Table]:
@@ -20,26 +40,26 @@ def all_tables(study: xr.Dataset) -> list[Table]:
 def pairs(study: xr.Dataset) -> Table:
     """Return the table of all pairs of models under the strictest kernel."""
     kernel = strictest(study)
-    of_kernel = study.sel(measure=kernel)
+    at = _columns(study, kernel, _OF_PAIRS)
     heads = (
         "models", "relation", ">split half (95 %)", ">all samples", ">units of energy", ">control", "which control",
         ">learned (95 %)", ">p (Holm)",
     )  # fmt: skip
+    shown, left_out = first_and_last(at["split_half"] if headline(study, kernel) == "split_half" else at["index"])
     rows = []
-    for k, pair in enumerate(study["pair"].values.tolist()):
-        one = of_kernel.isel(pair=k)
+    for k in shown:
         cells = (
-            _within(one, "split_half"),
-            number(float(one["index"])),
-            number(float(one["energy"])),
-            number(float(one["control"])),
-            str(one["control_name"].item()) or "-",
-            _within(one, "learned"),
-            probability(float(one["p_index_holm"])),
+            _within(at, "split_half", k),
+            number(at["index"][k]),
+            number(at["energy"][k]),
+            number(at["control"][k]),
+            at["control_name"][k] or "-",
+            _within(at, "learned", k),
+            probability(at["p_index_holm"][k]),
         )
-        rows.append((pair, str(study["relation"].values[k]), *_shown(*cells)))
+        rows.append((at["pair"][k], at["relation"][k], *_shown(*cells)))
     title = f"{kernel}: mean along matching layers, matched on one half of the samples and measured on the other"
-    return Table(title, heads, tuple(rows))
+    return Table(f"{title}{left_out}", heads, tuple(rows), frozenset({SHOWN - 1} if left_out else ()))
 
 
 def by_measure(study: xr.Dataset) -> Table:
@@ -62,6 +82,32 @@ def by_measure(study: xr.Dataset) -> Table:
     return Table("every measure, mean over pairs of models", heads, tuple(rows))
 
 
+def first_and_last(values: Sequence[float], noun: str = "pairs of models") -> tuple[list[int], str]:
+    """Return which rows of a table are shown, and how the title says that others are left out.
+
+    Of more than `MOST_ROWS` rows, those with the largest and with the smallest values are shown, `SHOWN` of each.
+
+    >>> first_and_last([0.1, 0.2])
+    ([0, 1], '')
+    >>> first_and_last(list(range(100)))[1]
+    '; the 5 most and the 5 least alike of 100 pairs of models'
+    """
+    if len(values) <= MOST_ROWS:
+        return list(range(len(values))), ""
+    numbers = np.nan_to_num(np.array(values, np.float64), nan=-np.inf)
+    order = np.argsort(-numbers, kind="stable").tolist()
+    which = f"; the {SHOWN} most and the {SHOWN} least alike of {len(values):,} {noun}"
+    return [*order[:SHOWN], *order[-SHOWN:]], which
+
+
+def _columns(study: xr.Dataset, kernel: str, names: Sequence[str]) -> dict[str, list[Any]]:
+    """Return variables under one kernel as lists, one entry a row."""
+    return {
+        name: study[name].sel({dim: kernel for dim in ("measure", "kernel") if dim in study[name].dims}).values.tolist()
+        for name in names
+    }
+
+
 def _counted(control: np.ndarray) -> str:
     """Return how many pairs have controls, if it is not all of them."""
     counted = int(np.isfinite(control).sum())
@@ -73,7 +119,11 @@ def _chance(study: xr.Dataset, measure: str, relation: str) -> float:
     of_kind = study.isel(pair=study["relation"].values == relation)
     pairs = zip(of_kind["pair_a"].values.tolist(), of_kind["pair_b"].values.tolist(), strict=True)
     chance = study["chance"].sel(measure=measure).values
-    blocks = [chance[np.ix_(study["model_a"].values == a, study["model_b"].values == b)].ravel() for a, b in pairs]
+    layers = [
+        {model: np.flatnonzero(study[f"model_{side}"].values == model) for model in study["model"].values.tolist()}
+        for side in "ab"
+    ]
+    blocks = [chance[np.ix_(layers[0][a], layers[1][b])].ravel() for a, b in pairs]
     values = np.concatenate(blocks) if blocks else np.zeros(0)
     return float(np.nanmean(values)) if np.isfinite(values).any() else np.nan
 
@@ -88,33 +138,51 @@ def families(study: xr.Dataset) -> Table:
         ">in units of energy (95 %)", "strongest control", ">p, exchange", ">smallest possible",
     )  # fmt: skip
     kernels = strictest_controlled(study)
+    at = {kernel: _columns(study, kernel, _OF_FAMILIES) for kernel in kernels}
+    shown, left_out = _shown_families(study)
     rows, ends = [], set()
-    for name in study["families"].values.tolist():
-        of_pair = study.sel(families=name)
-        for kernel in kernels:
-            one = of_pair.sel(measure=kernel, kernel=kernel)
-            against, of_families = str(one["effect_against"].item()), (one["family_a"].item(), one["family_b"].item())
+    for k in shown:
+        for kernel, column in at.items():
+            against, of_families = column["effect_against"][k], (column["family_a"][k], column["family_b"][k])
             cells = _shown(
-                _within(one, "effect"),
-                _ends(one, "effect_network"),
-                _within(one, "effect_energy"),
+                _within(column, "effect", k),
+                " to ".join(number(column[f"effect_network_{end}"][k]) for end in ("low", "high")),
+                _within(column, "effect_energy", k),
                 control_in_words(against, *of_families) if against else "-",
-                probability(float(one["p_exchange"])),
-                probability(float(one["p_exchange_least"])),
+                probability(column["p_exchange"][k]),
+                probability(column["p_exchange_least"][k]),
             )
-            level = LEVEL_NAMES[str(one["claim_level"].item())]
-            rows.append((*((name, level) if kernel == kernels[0] else ("", "")), kernel, *cells))
+            names = column["families"][k], LEVEL_NAMES[column["claim_level"][k]]
+            rows.append((*(names if kernel == kernels[0] else ("", "")), kernel, *cells))
         if len(kernels) > 1:
             ends.add(len(rows) - 1)
     title = "what pairs of families share that was learned: trained networks minus the strongest control"
-    return Table(title, heads, tuple(rows), frozenset(ends))
+    return Table(f"{title}{left_out}", heads, tuple(rows), frozenset(ends))
+
+
+def _shown_families(study: xr.Dataset) -> tuple[list[int], str]:
+    """Return which pairs of families the tables show, by their effect under the strictest kernel, as `first_and_last`.
+
+    Those that have no effect come last.
+    """
+    return first_and_last(_columns(study, strictest(study), ["effect"])["effect"], "pairs of families")
 
 
 def reasons(study: xr.Dataset) -> Table:
-    """Return the table of reasons why no more is claimed of pairs of families."""
+    """Return the table of reasons why no more is claimed of pairs of families; of many pairs, the commonest reasons."""
     by_pair = zip(study["families"].values.tolist(), study["claim_reason"].values.tolist(), strict=True)
-    rows = tuple((name, reason) for name, reason in by_pair if reason)
-    return Table("why no more is claimed", ("families", "reason"), rows)
+    pairs = [(name, reason) for name, reason in by_pair if reason]
+    title = "why no more is claimed"
+    if len(pairs) <= MOST_ROWS:
+        return Table(title, ("families", "reason"), tuple(pairs))
+    counts = Counter(reason for _, reason in pairs)
+    first = {reason: name for name, reason in reversed(pairs)}
+    rows = [
+        (first[reason] if count == 1 else f"{count:,} pairs, such as {first[reason]}", reason)
+        for reason, count in counts.most_common(2 * SHOWN)
+    ]
+    more = f"; the {len(rows)} commonest of {len(counts):,} reasons" if len(counts) > len(rows) else ""
+    return Table(f"{title}{more}", ("families", "reason"), tuple(rows))
 
 
 def controls(study: xr.Dataset) -> Table:
@@ -127,7 +195,9 @@ def controls(study: xr.Dataset) -> Table:
     ]  # fmt: skip
     rows: list[tuple[str, ...]] = []
     ends, last = set(), ""
-    for row in side_by_side(study):
+    shown, left_out = _shown_families(study)
+    names = {study["families"].values[k] for k in shown}
+    for row in (row for row in side_by_side(study) if row.families in names):
         cells = [number(row.by_kernel["cka"].value)]
         for kernel in conditions:
             one = row.by_kernel[kernel]
@@ -136,7 +206,8 @@ def controls(study: xr.Dataset) -> Table:
             ends.add(len(rows) - 1)
         rows.append(("" if row.families == last else row.families, row.networks, *_shown(*cells)))
         last = row.families
-    return Table("trained networks and each control, side by side", tuple(heads), tuple(rows), frozenset(ends))
+    title = f"trained networks and each control, side by side{left_out}"
+    return Table(title, tuple(heads), tuple(rows), frozenset(ends))
 
 
 def shares(study: xr.Dataset) -> Table:
@@ -154,15 +225,9 @@ def shares(study: xr.Dataset) -> Table:
     return Table(title, ("networks", "depth", *(f">{label}" for label in names.values())), tuple(rows), frozenset(ends))
 
 
-def _within(one: xr.Dataset, name: str) -> str:
-    """Format a value with its interval."""
-    return number(*(float(one[f"{name}{end}"]) for end in ("", "_low", "_high")))
-
-
-def _ends(one: xr.Dataset, name: str) -> str:
-    """Format an interval without its value."""
-    low, high = (number(float(one[f"{name}_{end}"])) for end in ("low", "high"))
-    return f"{low} to {high}"
+def _within(at: Mapping[str, Sequence[float]], name: str, k: int) -> str:
+    """Format the value of row k with its interval."""
+    return number(*(at[f"{name}{end}"][k] for end in _ENDS))
 
 
 def _shown(*cells: str) -> tuple[str, ...]:

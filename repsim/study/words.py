@@ -5,7 +5,7 @@ architectures (`repsim.study.claims`).
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from itertools import combinations
 from typing import Any
 
@@ -26,6 +26,12 @@ from repsim.study.reading import (
     stands_out,
     strictest,
 )  # fmt: skip
+
+_MOST_FAMILIES = 20
+"""Largest number of families that the summary names one by one."""
+_MOST_SENTENCES = 10
+"""Largest number of pairs of families that have a sentence each; more are counted together."""
+_EFFECTS = ["effect", "effect_low", "effect_high"]
 
 
 def summary(study: xr.Dataset) -> list[str]:
@@ -68,7 +74,7 @@ def _models(study: xr.Dataset) -> Iterator[str]:
     untrained = study["network_state"].values == "untrained"
     for family in study["network_family"].values[untrained].tolist():
         families.setdefault(family, [0, 0])[1] += 1
-    counted = ", ".join(f"{family} ({one} + {other})" for family, (one, other) in families.items())
+    counted = listed([f"{family} ({one} + {other})" for family, (one, other) in families.items()], _MOST_FAMILIES)
     number_of_families = len(set(study["family"].values.tolist()))
     yield (
         f"{_counted(study.sizes['model'], 'trained network')} of {_counted(number_of_families, 'family', 'families')}, "
@@ -147,7 +153,7 @@ def _raw_across(study: xr.Dataset, relation: str) -> str:
     )
     if np.isnan(control[0]):
         return f"{text}."
-    signs = [_sign(study.sel(families=name), "cka") for name, _, _ in _pairs_of_families(study, relation)]
+    signs = [_sign(study[_EFFECTS].sel(families=name), "cka") for name, _, _ in _pairs_of_families(study, relation)]
     signs = [sign for sign in signs if sign]
     if len(signs) > 1:  # one mean would hide pairs of families
         counts = [f"{sign} alike in {signs.count(sign)}" for sign in dict.fromkeys(signs)]
@@ -381,8 +387,9 @@ def _measures(study: xr.Dataset) -> Iterator[str]:
     """Yield whether the other measures of the study agree, each with its own controls."""
     own = {*study["kernel"].values.tolist(), "cka given untrained"}
     kernel, others = strictest(study), [name for name in study["measure"].values.tolist() if name not in own]
+    by_verdict: dict[str, dict[str, str]] = {}
     for families in study["families"].values.tolist():
-        of_pair = study.sel(families=families)
+        of_pair = study[_EFFECTS].sel(families=families)
         if np.isnan(float(of_pair["effect"].sel(measure=kernel))):
             continue
         signs = {name: _sign(of_pair, name) for name in (kernel, *others)}
@@ -399,10 +406,26 @@ def _measures(study: xr.Dataset) -> Iterator[str]:
             else "the measures disagree" if {"more", "less"} <= shown
             else "the measures are not equally clear"
         )  # fmt: skip
+        by_verdict.setdefault(verdict, {})[families] = ", ".join(texts.values())
+    count = sum(map(len, by_verdict.values()))
+    if count > _MOST_SENTENCES:
+        verdicts = "; ".join(f"{verdict} on {_counted_pairs(pairs)}" for verdict, pairs in by_verdict.items())
         yield (
-            f"{families}: {verdict}. Trained networks are, compared with the strongest control of each measure, under "
-            f"{', '.join(texts.values())}."
+            f"Trained networks compared with the strongest control of each measure, {count} pairs of families: "
+            f"{verdicts}."
         )
+        return
+    for verdict, of_verdict in by_verdict.items():
+        for families, texts_of_pair in of_verdict.items():
+            yield (
+                f"{families}: {verdict}. Trained networks are, compared with the strongest control of each measure, "
+                f"under {texts_of_pair}."
+            )
+
+
+def _counted_pairs(pairs: Collection[str]) -> str:
+    """Return the number of pairs of families, with the names of the first ones."""
+    return f"{len(pairs)} ({listed(list(pairs))})"
 
 
 def _sign(of_pair: xr.Dataset, measure: str) -> str:
@@ -462,12 +485,17 @@ def _is_no_part(study: xr.Dataset, state: str, family: float) -> bool:
 def _ceilings(study: xr.Dataset) -> Iterator[str]:
     kernel = strictest(study)
     origins = combinations(study["ceiling_of"].values.tolist(), 2)
-    for k, (families, kinds) in enumerate(zip(study["families"].values.tolist(), origins, strict=True)):
-        selection = {"kernel": kernel}
-        ratio, low, high = (float(study[name].sel(selection)[k]) for name in ("ratio", "ratio_low", "ratio_high"))
-        if np.isnan(ratio):
-            continue
-        origin = " and ".join(sorted(set(kinds)))
+    names = ("ratio", "ratio_low", "ratio_high")
+    ratios = zip(*(study[name].sel(kernel=kernel).values.tolist() for name in names), strict=True)
+    pairs = [
+        (families, " and ".join(sorted(set(kinds))), *ends)
+        for families, kinds, ends in zip(study["families"].values.tolist(), origins, ratios, strict=True)
+        if not np.isnan(ends[0])
+    ]
+    if len(pairs) > _MOST_SENTENCES:
+        yield _ceilings_together(pairs, kernel)
+        return
+    for families, origin, ratio, low, high in pairs:
         if ratio < 1:  # it estimates a cosine, which is at most 1
             yield f"{families}: {number(ratio, low, min(high, 1.0))} of the ceiling that {origin} set ({kernel})."
         elif low < 1:
@@ -477,6 +505,27 @@ def _ceilings(study: xr.Dataset) -> Iterator[str]:
             )
         else:
             yield f"{families}: more alike than {origin} are, which therefore set no ceiling ({kernel})."
+
+
+def _ceilings_together(pairs: Sequence[tuple[str, str, float, float, float]], kernel: str) -> str:
+    """Return one sentence about the ceilings of many pairs of families."""
+    below = sorted((ratio, name) for name, _, ratio, _, _ in pairs if ratio < 1)
+    within = [name for name, _, ratio, low, _ in pairs if ratio >= 1 > low]
+    above = [name for name, _, ratio, low, _ in pairs if ratio >= 1 and low >= 1]
+    texts = []
+    if below:
+        (least, of_least), (most, of_most) = below[0], below[-1]
+        texts.append(
+            f"{len(below)} are below it, from {number(least)} of it for {of_least} to {number(most)} for {of_most}"
+        )
+    if within:
+        texts.append(f"{_counted_pairs(within)} are as alike as it allows")
+    if above:
+        texts.append(f"{_counted_pairs(above)} are above it, so that it is none for them")
+    origins = " and ".join(dict.fromkeys(origin for _, origin, *_ in pairs))
+    return (
+        f"Of {len(pairs)} pairs of families, relative to the ceiling that {origins} set: {'; '.join(texts)} ({kernel})."
+    )
 
 
 def _tested(study: xr.Dataset) -> Iterator[str]:

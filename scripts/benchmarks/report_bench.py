@@ -17,6 +17,7 @@ import numpy as np
 
 import repsim
 from repsim import demo
+from repsim.testing.large import enlarged_study
 
 RUNS = 5
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
@@ -58,15 +59,22 @@ def ten_models(folder: Path, layers: int = 15, n: int = 120) -> Path:
                 random = {"weights": "random", "architecture": family} if "+" in name else None
                 options: dict[str, Any] = {"pixels": pixels.astype(np.float32), "labels": np.arange(n) % 10}
                 path = folder / f"{name}.h5"
-                stores.append(repsim.write_store(path, acts, model=name, provenance=random, **options))
+                stores.append(repsim.write_store(path, acts, model=name, provenance=random, overwrite=True, **options))
     study = repsim.universality(stores, ["cka", "mutual_knn"], permutations=19, draws=50)
-    repsim.save_result(study, folder / "ten.nc")
+    repsim.save_result(study, folder / "ten.nc", overwrite=True)
     return folder / "ten.nc"
 
 
 def program() -> str:
     names = ("chromium", "chromium-browser", "google-chrome")
     return next(filter(None, map(shutil.which, names)), None) or sys.exit(f"install one of {', '.join(names)}")
+
+
+def many_models(folder: Path, count: int) -> Path:
+    """Write a study of this many models of 12 layers, copies of the ten, and return its path."""
+    study = repsim.open_study(ten_models(folder, layers=12))
+    repsim.save_result(enlarged_study(study, count), folder / f"{count}.nc", overwrite=True)
+    return folder / f"{count}.nc"
 
 
 @contextmanager
@@ -145,7 +153,7 @@ def take_pictures(browser: Any, page: Path, folder: Path) -> None:
     help="Write the screenshots of docs/report.md into this folder instead.",
 )
 def report(studies: tuple[Path, ...], pictures: Path | None) -> None:
-    """Measure how fast a report page opens and reacts, and its size, for the demo and for ten models of 15 layers.
+    """Measure how fast a report page opens and reacts, and its size: the demo, and 10, 30 and 100 models.
 
     Times are wall-clock milliseconds in headless Chromium, medians of five runs. From the start of loading: `visible`
     until the text and the first heatmaps are on the screen, `interactive` until the heatmaps respond to the pointer,
@@ -161,7 +169,8 @@ def report(studies: tuple[Path, ...], pictures: Path | None) -> None:
         folder = Path(scratch)
         if not studies:
             demo.run(folder / "demo")
-            studies = (folder / "demo" / demo.STUDY, ten_models(folder))
+            large = [many_models(folder, count) for count in (30, 100)]  # with 12 layers; writes ten.nc, too
+            studies = (folder / "demo" / demo.STUDY, ten_models(folder), *large)
         for study in studies:
             page = folder / "report.html"
             repsim.write_report(study, page, overwrite=True)
