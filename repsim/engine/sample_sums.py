@@ -139,16 +139,19 @@ class SampleSums(GramSweep):
             self._sums[name] = torch.zeros(size, dtype=torch.int64, device=self._place)
 
         self._keep, self._cubes = keep, cubes
+        self._upper = torch.triu_indices(self.height, self.width, device=self._place) if self.square else None
+        """Pairs whose sums of single samples are kept if the rows are the columns: half of all, as they are symmetric."""
+        kept_pairs = self.height * self.width if self._upper is None else self._upper.shape[1]
         whole("cells", parts, parts, *shape)
         whole("own cells", parts, parts, layers)
         if keep:
-            whole("samples", self._n, *shape)
+            whole("samples", self._n, kept_pairs)
             whole("own samples", self._n, 0 if self.square else layers)
         if cubes:
             whole("cubes", layers)
         if classes is not None:
             if keep:
-                whole("within", self._n, *shape)
+                whole("within", self._n, kept_pairs)
                 whole("own within", self._n, 0 if self.square else layers)
             subsets_and_all = 1 + len(self._subsets)
             whole("same class", subsets_and_all, *shape)
@@ -353,13 +356,26 @@ class SampleSums(GramSweep):
             diagonal = pairs.diagonal(dim1=1, dim2=2)
             own = diagonal if self.square else self._whole(torch.linalg.vecdot(piece, piece))
             if self._keep:
-                self._sums[what][i] += pairs
+                self._sums[what][i] += self._packed(pairs)
                 if not self.square:
                     self._sums[f"own {what}"][i] += own
             if over_cells:
                 for other, rows in self._cell_runs(i):
                     self._sums["cells"][other, cell] += weight * pairs[rows].sum(0)
                     self._sums["own cells"][other, cell] += weight * own[rows].sum(0)
+
+    def _packed(self, pairs: Int64[Tensor, "samples rows columns"]) -> Int64[Tensor, "samples kept"]:
+        if self._upper is None:
+            return pairs.flatten(1)
+        return pairs.flatten(1).index_select(1, self._upper[0] * self.width + self._upper[1])
+
+    def _unpacked(self, sums: Int64[Tensor, "*samples kept"]) -> Float64[np.ndarray, "*samples rows columns"]:
+        if self._upper is None:
+            return np.asarray(sums.unflatten(-1, (self.height, self.width)).cpu().numpy() * self._unit)
+        pairs = np.empty((*sums.shape[:-1], self.height, self.width))
+        rows, columns = self._upper.cpu().numpy()
+        pairs[..., rows, columns] = pairs[..., columns, rows] = sums.cpu().numpy() * self._unit
+        return pairs
 
     def _whole(self, values: Tensor) -> Int64[Tensor, "..."]:
         """Return values as whole numbers of the unit."""
@@ -528,7 +544,9 @@ class SampleSums(GramSweep):
     def row_squares(self) -> Float64[np.ndarray, "n layers"]:
         """sum_j A_ij^2 of every layer, for each sample."""
         place = self._place_of.to(self._place)
-        own = self._sums["samples"].diagonal(dim1=1, dim2=2) if self.square else self._sums["own samples"]
+        own = self._sums["own samples"]
+        if self._upper is not None:
+            own = self._sums["samples"][:, self._upper[0] == self._upper[1]]
         return np.asarray(own[place].cpu().numpy() * self._unit)
 
     @property
@@ -543,7 +561,7 @@ class SampleSums(GramSweep):
     def without(self, run: slice) -> Products:
         """Return <A, B> without each sample of a run."""
         c = 2 * (self._n - 2) / (self._n - 3)
-        pairs, own = self._of_samples("samples", "own samples", run)
+        pairs, own = self._of_samples("samples", run)
         own = self._over_cells(0).own - c * own
         noise = np.maximum(self.noise_of_all, self._eps * np.abs(self._over_cells(0).own))
         return Products(self.all.pairs - c * pairs, np.where(own > noise, own, np.nan))
@@ -561,7 +579,7 @@ class SampleSums(GramSweep):
         rest = sizes[torch.arange(len(sizes)), class_of] - 1
         sizes[torch.arange(len(sizes)), class_of] = rest
         weights = (2 + torch.where(rest > 0, 2 / rest.double(), 0)).numpy()
-        pairs, own = self._of_samples("within", "own within", run)
+        pairs, own = self._of_samples("within", run)
         whole = self._within_totals
         degrees = degrees_of_freedom(sizes).numpy()
         degrees = np.where(degrees > 0, degrees, np.nan)
@@ -581,18 +599,15 @@ class SampleSums(GramSweep):
     @functools.cached_property
     def _within_totals(self) -> Products:
         """Inner products within classes over all samples, as sums over single samples."""
-        pairs = self._sums["within"].sum(0)
-        own = pairs.diagonal() if self.square else self._sums["own within"].sum(0)
-        return Products(pairs.cpu().numpy() * self._unit, own.cpu().numpy() * self._unit)
+        pairs = self._unpacked(self._sums["within"].sum(0))
+        own = self._sums["own within"].sum(0).cpu().numpy() * self._unit
+        return Products(pairs, pairs.diagonal() if self.square else own)
 
     def _of_samples(
-        self, name: str, own_name: str, run: slice
+        self, name: str, run: slice
     ) -> tuple[Float64[np.ndarray, "run rows columns"], Float64[np.ndarray, "run layers"]]:
         place = self._place_of[run].to(self._place)
-        pairs = self._sums[name][place].cpu().numpy() * self._unit
-        own = (
-            np.diagonal(pairs, axis1=1, axis2=2)
-            if self.square
-            else self._sums[own_name][place].cpu().numpy() * self._unit
-        )
-        return pairs, own
+        pairs = self._unpacked(self._sums[name][place])
+        if self.square:
+            return pairs, np.diagonal(pairs, axis1=1, axis2=2)
+        return pairs, self._sums[f"own {name}"][place].cpu().numpy() * self._unit

@@ -134,8 +134,8 @@ class Tuning:
     directions."""
     weights_at_once: int = 2**22
     """Number of random weights of a multiplier bootstrap that are in memory at once."""
-    jackknife_memory: int = 2**26
-    """Bytes of leave-one-out matrices that are processed at once."""
+    jackknife_memory: int = 2**22
+    """Bytes of leave-one-out matrices that are processed at once, few enough for the cache."""
     map_draws: int = 200
     """Number of bootstrap draws that estimate the stability of clusters."""
     halvings: int = 8

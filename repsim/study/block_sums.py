@@ -21,8 +21,8 @@ class Halves:
     """Random divisions of the units (samples, or groups of samples) into two halves.
 
     Units are divided at random into cells of equal size, and a half has half of the cells: those with +1 in a column of
-    a Hadamard matrix (balanced half-samples, McCarthy 1969). So the divisions are as different as they can be, each cell
-    pair is divided by half of them, and what is summed over pairs of cells serves all divisions.
+    a Hadamard matrix (balanced half-samples, McCarthy 1969). So the divisions are as different as they can be, and what
+    is summed over pairs of cells serves all of them.
     """
 
     cells: Int64[np.ndarray, " n"]

@@ -286,15 +286,14 @@ def estimate(
         Called with the name of each step of the work.
     sharing
         Where finished blocks are kept, and the processes that share the work of each.
-    controls
-        Controls of the input, on which the blocks depend.
+    settings
+        Text of all on which the blocks depend, beside their models (`settings_of`).
     sums
         Function that returns the sums of a block, called like `block_sums`.
     """
     sharing = sharing or Sharing()
     halves = draw_halves(kernels.unit_of, splits_for(kernels.n), seed)
     works = [_Work(design, kernels, block, halves, plan, sums) for block in plan.blocks]
-    settings = settings_of(kernels, plan, controls, seed)
     done: list[BlockEstimates] = []
     units = [block_units(kernels, work) for work in works]
     step = counter(sum(units), steps("comparing all layers"))

@@ -62,12 +62,19 @@ class Entries:
         entries = values[..., *where.places(self.rows, self.columns)]
         return np.add.reduceat(entries * self.weights, self.starts, axis=-1)
 
-    def matrix(self, coefficients: Float64[np.ndarray, " sums"], size: int) -> Matrix:
-        """Return the symmetric matrix Q with <Q, values> equal to the sums, each times its coefficient."""
-        counts = np.diff(np.append(self.starts, len(self.rows)))
-        Q = np.zeros((size, size))
-        np.add.at(Q, (self.rows, self.columns), self.weights * np.repeat(coefficients, counts))
-        return np.asarray((Q + Q.T) / 2)
+    def matrix(self, coefficients: Mapping[int, float]) -> tuple[Int64[np.ndarray, " used"], Matrix]:
+        """Return the layers that a combination of sums uses, and the symmetric matrix Q among them.
+
+        <Q, values> is the combination: the sum over ``coefficients``, by sum, of the coefficient times the sum.
+        """
+        ends = np.append(self.starts, len(self.rows))
+        entries = np.concatenate([np.arange(ends[k], ends[k + 1]) for k in coefficients])
+        factors = np.concatenate([np.full(ends[k + 1] - ends[k], c) for k, c in coefficients.items()])
+        used, places = np.unique(np.stack([self.rows[entries], self.columns[entries]]), return_inverse=True)
+        rows, columns = places.reshape(2, -1)
+        Q = np.zeros((len(used), len(used)))
+        np.add.at(Q, (rows, columns), self.weights[entries] * factors)
+        return used, np.asarray((Q + Q.T) / 2)
 
 
 @dataclass(frozen=True, eq=False)
@@ -383,15 +390,12 @@ class Indices:
             Whether the columns are in units of energy.
         """
         keys, entries = self._sources[kind, in_energy]
-        first, by_sum = self.column_of[keys[0]], np.zeros(len(keys))  # the columns of a source follow one another
-        for column, coefficient in coefficients.items():
-            by_sum[column - first] = coefficient
-        Q = entries.matrix(by_sum, self.size)
-        used = np.flatnonzero(np.abs(Q).sum(0))
+        first = self.column_of[keys[0]]  # the columns of a source follow one another
+        used, Q = entries.matrix({column - first: c for column, c in coefficients.items() if c})
         values = np.nan_to_num(values[np.ix_(used, used)])
         norms = np.sqrt(np.maximum(np.diagonal(values), MIN_ENERGY))
         cosines = values / norms / norms[:, None]
-        QR = Q[np.ix_(used, used)] * (1 - np.minimum(cosines**2, 1)) @ values
+        QR = Q * (1 - np.minimum(cosines**2, 1)) @ values
         return float(2 * null_variances[_place(kind)] * np.sum(QR * QR.T))
 
 

@@ -9,7 +9,7 @@ Cost model, with n samples, L layers and controls of p features each, in blocks 
 Gram matrices of a block        n^2 sum p FLOP: one triangle of each
 pairs of a block                n^2 R C FLOP for the sums of single samples of either side; twice that with classes
 values without each sample      n R C values for every kind of control
-permutations                    2 n k^2 FLOP for k shared directions, of which 150 are assumed; or n^2 / 2 products a pair
+permutations                    2 n k^2 FLOP for k shared directions, of which 150 are assumed; or n^2 / 2 for a pair
 ==============================  =======================================================================================
 """
 
@@ -246,7 +246,8 @@ def _peak(shape: StudyShape, design: Design, groups: Sequence[Group], *, kept: b
     held += n * sum(every) * shape.itemsize if kept else 0
     held += shape.units * columns_of_study * (4 if shape.units * columns_of_study > _SINGLE else 8)
     held += 8 * (shape.kinds + 2 * shape.conditions) * len(every) ** 2
-    sums = 8 * n * of_block.rows * of_block.columns * shape.kinds
+    pairs_kept = of_block.rows * (of_block.rows + 1) // 2 if block.diagonal else of_block.rows * of_block.columns
+    sums = 8 * n * pairs_kept * shape.kinds
     sums += 8 * (cells**2 + 4 * shape.splits) * of_block.rows * of_block.columns
     if shape.grouped:  # all layers with all, and values of every unit
         sums = 8 * shape.units * layers**2 * shape.kinds * 2 + 2**29

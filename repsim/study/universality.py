@@ -337,11 +337,14 @@ def _collect_evidence(
         study, controls, device, classes=classes, keep=plan.kept, me=sharing.me,
         step=counter(count, steps("preparing layers")),
     )  # fmt: skip
+    about = settings_of(all_kernels, plan, controls, seed)
+    control_names = tuple(one.name for one in controls)
+    del controls  # the kernels hold their features
     for member in study.members:
         if not len(all_kernels.positions[member.name]):
             reason = all_kernels.undefined[member.layers[0]]
             raise InvalidInputError(f"{member.store.path}: none of its layers can be compared ({reason}); leave it out")
-    estimates = estimate(study, all_kernels, plan, seed=seed, steps=steps, sharing=sharing, controls=controls)
+    estimates = estimate(study, all_kernels, plan, seed=seed, steps=steps, sharing=sharing, settings=about)
     _check_no_copies(estimates)
     indices = estimates.indices
     trained = np.concatenate([all_kernels.positions[member.name] for member in study.trained])
@@ -357,7 +360,6 @@ def _collect_evidence(
     notes: list[str] = []
     draw = partial(_permutations, count=permutations, seed=seed, notes=notes)
     parts = permutation_nulls.reduced(all_kernels, study, plan.blocks)
-    about = settings_of(all_kernels, plan, controls, seed)
     null = permutation_nulls.cka_nulls(
         parts, indices.kernels, draw, memory=memory, name=lambda part: f"{permutations} {about} {part.identity}",
         sharing=sharing, progress=steps("permuting samples"),
@@ -379,7 +381,7 @@ def _collect_evidence(
     return Evidence(
         design=study, kernels=all_kernels, estimates=estimates, moments=cubic, dimensions=dimensions, nulls=null,
         within_classes=within, measures=tuple(measures), permutations=permutations,
-        controls=tuple(one.name for one in controls),
+        controls=control_names,
         duplicates=near_duplicates(study, device), notes=tuple(notes),
     )  # fmt: skip
 

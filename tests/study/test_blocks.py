@@ -135,7 +135,9 @@ def test_every_pair_of_models_is_in_one_block(study: Design, most: int) -> None:
     assert len(every) == len(groups) * (len(groups) + 1) // 2
     assert [block.rows for block in every if block.diagonal] == groups
     pairs = [pair for block in every for pair in block.pairs(order)]
-    assert sorted(pair.name for pair in pairs) == sorted(f"{a.name} x {b.name}" for a, b in combinations(study.members, 2))
+    assert sorted(pair.name for pair in pairs) == sorted(
+        f"{a.name} x {b.name}" for a, b in combinations(study.members, 2)
+    )
     for block in every:
         assert len(block.members) == len({member.name for member in block.members})
         assert {m.name for pair in block.pairs(order) for m in (pair.a, pair.b)} <= {m.name for m in block.members}
@@ -172,5 +174,3 @@ def test_sides_have_the_controls_on_both(study: Design) -> None:
     within = sides(Block((cnn[0], cnn[2]), (cnn[1],)), study, positions)
     assert within.rows.tolist() == [*positions[cnn[0].name], *within.columns[:-3]]
     assert set(positions[cnn[2].name]) <= set(within.columns.tolist())
-
-

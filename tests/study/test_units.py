@@ -76,7 +76,13 @@ def test_a_damaged_unit_counts_as_missing(tmp_path: Path, damage: str) -> None:
     victim = sorted((tmp_path / "parts").glob("*.part"))[1]
     data = bytearray(victim.read_bytes())
     data[len(data) // 2] ^= 4
-    damaged = {"flipped": bytes(data), "cut": bytes(data[:-7]), "empty": b"", "longer": bytes(data) + b"x", "text": b"a"}
+    damaged = {
+        "flipped": bytes(data),
+        "cut": bytes(data[:-7]),
+        "empty": b"",
+        "longer": bytes(data) + b"x",
+        "text": b"a",
+    }
     victim.write_bytes(damaged[damage])
     assert len(compute(sharing)) == 1
     assert compute(sharing) == []
