@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from repsim.errors import InvalidInputError
-from repsim.runtime.arrays import as_array, check_exact, check_tensor
+from repsim.runtime.arrays import as_array, check_exact, check_tensor, is_finite
 
 Array = NDArray[Any]
 _COMPLEX = "complex features cannot be compared; take their real and imaginary parts as features"
@@ -74,8 +74,7 @@ def as_samples(x: Any, min_samples: int = 1, what: str = "x") -> Tensor:
         tensor = tensor.float()
     elif not tensor.is_floating_point():
         tensor = tensor.double()
-    finite = torch.isfinite(tensor)
-    if not finite.all():
-        bad = torch.nonzero(~finite)
+    if not is_finite(tensor.detach()):
+        bad = torch.nonzero(~torch.isfinite(tensor))
         raise InvalidInputError(f"{len(bad)} values are NaN or infinite, the first in sample {int(bad[0, 0])}")
     return tensor

@@ -3,8 +3,8 @@
 import functools
 import math
 from collections import defaultdict, deque
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
@@ -16,6 +16,11 @@ from repsim.metrics.recipes.gram import KernelMatrix, common_groups
 from repsim.metrics.recipes.rows import cut, float64_device, prefetch
 from repsim.runtime import tuning
 from repsim.runtime.progress import report_share
+from repsim.runtime.threads import map_in_threads
+
+T = TypeVar("T")
+_ROWS = 128
+"""Rows of a stack of tiles that one thread multiplies."""
 
 
 @runtime_checkable
@@ -150,10 +155,7 @@ class GramSweep(SummedSweep[GramMeasure]):
             shape = (len(self.draws), i.stop - i.start, j.stop - j.start)
             kernels, spare = (m[: math.prod(shape)].view(shape) for m in (memory[0], memory[-1]))
             alike = None if self.groups is None else self.groups.same(i, j, self.device)
-            for k, draw in enumerate(self.draws):
-                draw.tile(x[k][_within(i, left)], y[k][_within(j, right)], i, j, kernels[k])
-                if not several:  # while the tile is in the cache
-                    _centre(kernels[k], shifts[0][k], i, j, hollow=self.measures[0].unbiased, alike=alike)
+            self._make_tiles(kernels, (x, _within(i, left), i), (y, _within(j, right), j), shifts, alike)
             for m, measure in enumerate(self.measures):
                 if several:
                     spare.copy_(kernels)
@@ -162,18 +164,54 @@ class GramSweep(SummedSweep[GramMeasure]):
                 self._collect(spare.unflatten(0, (self.times, layers)), i, j, products[m], squares[m])
         return torch.cat([products.flatten(1), squares], 1).flatten().cpu().numpy()
 
+    def _make_tiles(
+        self,
+        kernels: Tensor,
+        rows: tuple[list[Tensor], slice, slice],
+        columns: tuple[list[Tensor], slice, slice],
+        shifts: list[Tensor],
+        alike: Tensor | None,
+    ) -> None:
+        """Write the tile of every draw; centre it, while it is in the cache, if there is only one measure.
+
+        ``rows`` and ``columns`` are the data of a panel, the samples of the tile in the panel, and in the layer.
+        """
+        (x, inside_x, i), (y, inside_y, j) = rows, columns
+
+        def make(k: int) -> None:
+            self.draws[k].tile(x[k][inside_x], y[k][inside_y], i, j, kernels[k])
+            if len(self.measures) == 1:
+                _centre(kernels[k], shifts[0][k], i, j, hollow=self.measures[0].unbiased, alike=alike)
+
+        widest_first = sorted(
+            range(len(self.draws)), key=lambda k: -self.draws[k].p
+        )  # so that all threads end together
+        self._in_threads(make, widest_first)
+
+    def _in_threads(self, work: Callable[[Any], T], items: Iterable[Any]) -> list[T]:
+        """Call ``work`` with every item: in threads on a CPU, and otherwise in order."""
+        return map_in_threads(work, items) if self.device.type == "cpu" else list(map(work, items))
+
     def _collect(self, stack: Tensor, i: slice, j: slice, products: Tensor, squares: Tensor) -> None:
         """Add the contribution of one tile of every layer, (draws, layers, i, j), to every pair."""
         weight = 1 if i == j else 2
-        by_row = stack.transpose(1, 2)
-        for first, second in zip(by_row, reversed(list(by_row)), strict=True):
-            pairs = first[:, : self.height] @ second[:, self.first :].mT
-            products += weight / self.times * pairs.to(products.device).sum(0, dtype=torch.float64)
-        if self.times == 1:  # a norm needs no array of products
-            dots = torch.linalg.vector_norm(stack[0], dim=2).to(squares.device).double().square()
-        else:
-            dots = torch.linalg.vecdot(stack[0], stack[-1]).to(squares.device).double()
-        squares += weight * dots.sum(1)
+
+        def of_rows(rows: slice) -> tuple[Tensor, Tensor]:
+            part = stack[:, :, rows]
+            by_row = part.transpose(1, 2)
+            pairs = sum(
+                (first[:, : self.height] @ second[:, self.first :].mT).to(products.device).sum(0, dtype=torch.float64)
+                for first, second in zip(by_row, reversed(list(by_row)), strict=True)
+            )
+            if self.times == 1:  # a norm needs no array of products
+                dots = torch.linalg.vector_norm(part[0], dim=2).to(squares.device).double().square()
+            else:
+                dots = torch.linalg.vecdot(part[0], part[-1]).to(squares.device).double()
+            return pairs, dots.sum(1)
+
+        for pairs, own in self._in_threads(of_rows, cut(stack.shape[2], _ROWS)):
+            products += weight / self.times * pairs
+            squares += weight * own
 
 
 def panels(n: int, block: int, size: int) -> Iterator[slice]:

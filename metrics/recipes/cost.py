@@ -1,6 +1,5 @@
 """Cost and memory of preparing and comparing layers, computed from their shapes."""
 
-import dataclasses
 from dataclasses import dataclass
 
 Amount = int | float
@@ -54,15 +53,15 @@ class Cost:
         return Cost(flop32=flop) if itemsize <= 4 else Cost(flop64=flop)
 
     def __add__(self, other: "Cost") -> "Cost":
-        return Cost(*(a + b for a, b in zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)))
+        return Cost(*(a + b for a, b in zip(vars(self).values(), vars(other).values(), strict=True)))
 
     def __rmul__(self, times: Amount) -> "Cost":
-        return Cost(*(times * amount for amount in dataclasses.astuple(self)))
+        return Cost(*(times * amount for amount in vars(self).values()))
 
     def seconds(self, rates: "Cost") -> float:
         """Return the seconds at these rates per second; reading runs in parallel with everything else."""
         reading = self.read / rates.read
-        pairs = zip(dataclasses.astuple(self), dataclasses.astuple(rates), strict=True)
+        pairs = zip(vars(self).values(), vars(rates).values(), strict=True)
         return float(max(reading, sum(amount / rate for amount, rate in pairs if amount) - reading))
 
 

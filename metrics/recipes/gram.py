@@ -23,7 +23,18 @@ from repsim.labels import partition
 from repsim.metrics.recipes.base import Factor, MomentFactor, Recipe, StreamingRecipe
 from repsim.metrics.recipes.cost import Cost, LayerSize, Memory
 from repsim.metrics.recipes.groups import Groups
-from repsim.metrics.recipes.rows import Centred, Rows, column_means, cut, float64_device, in_memory, pieces
+from repsim.metrics.recipes.rows import (
+    Centred,
+    Rows,
+    column_means,
+    column_sums,
+    cut,
+    float64_device,
+    in_memory,
+    map_pieces,
+    pieces,
+    widened,
+)
 from repsim.runtime import tuning
 
 Kernel = Literal["linear", "rbf", "distance"]
@@ -491,34 +502,49 @@ class CentredGram(KernelRecipe[Gram], StreamingRecipe[Gram]):
         return Memory(layer.n * layer.p * layer.itemsize, state=32 * layer.n, workspace=workspace)
 
     def __call__(self, x: Rows) -> Gram:
-        """Prepare one layer."""
-        return self.apply(x, self.fit(x)) if self.batch is None else self._cut(x, self._fit(x))
+        """Prepare one layer. One in memory is centred once, for the state and for the factor."""
+        keep = isinstance(x, Tensor) and (self.batch is None or self.kernel == "linear")
+        state, features = self._fit(x, keep=keep)
+        return self._gram(x, state, features) if self.batch is None else self._cut(x, state, features)
 
     def fit(self, x: Rows) -> GramState:
         """Compute the state in passes over the layer and, unless the kernel is linear, over its Gram matrix."""
-        state = self._fit(x)
+        state, _ = self._fit(x)
         return state if self.batch is None else dataclasses.replace(state, row_sums=self._cut(x, state).row_sums)
 
-    def _fit(self, x: Rows) -> GramState:
-        """Compute the state without the row sums of minibatches."""
+    def _fit(self, x: Rows, *, keep: bool = False) -> tuple[GramState, Tensor | None]:
+        """Compute the state without the row sums of minibatches, and the features if they are to be kept."""
         mean, peak = column_means(x)
         peak = _power_of_two(peak)  # the largest value is below it, so that no square overflows
         dtype = torch.promote_types(x.dtype, torch.float32)
-        norms = _norms(Centred(x, mean, peak, dtype))
+        norms, features = self._centre(Centred(x, mean, peak, dtype), keep=keep)
         if float64_device(x.device) == x.device and self._far_apart(norms):
             dtype = torch.float64
-            norms = _norms(Centred(x, mean, peak, dtype))
+            norms, features = self._centre(Centred(x, mean, peak, dtype), keep=keep)
         scale = _power_of_two(float(norms.square().mean().sqrt()))
         squared_norms = (norms / scale).square()
+        if features is not None:
+            map_pieces(lambda i: features[i].mul_(1 / scale), features, zip(pieces(features)))
         state = GramState(mean, peak * scale, squared_norms, torch.zeros_like(squared_norms), None, dtype)
         if self.kernel != "linear":
-            gram = dataclasses.replace(self, batch=None).apply(x, state)
+            gram = dataclasses.replace(self, batch=None)._gram(x, state, features)
             if self.kernel == "rbf":
                 width = self.sigma / state.scale if self.sigma is not None else self._fraction_of_median(gram)
                 gram, state = dataclasses.replace(gram, width=width), dataclasses.replace(state, width=width)
             if self.batch is None:
-                return dataclasses.replace(state, row_sums=gram.sum_rows())
-        return state  # the rows of a centred linear kernel sum to 0
+                state = dataclasses.replace(state, row_sums=gram.sum_rows())
+        return state, features  # the rows of a centred linear kernel sum to 0
+
+    def _centre(self, x: Centred, *, keep: bool) -> tuple[Float64[Tensor, " n"], Tensor | None]:
+        """Return the norm of every sample after rounding, and, if they are to be kept, the samples in their order."""
+        norms = torch.empty(x.shape[0], dtype=torch.float64, device=x.mean.device)
+        features = torch.empty(tuple(x.shape), dtype=x.dtype, device=x.device) if keep else None
+        if features is None or self.batch is None:
+            x.write(slice(None), features, norms)
+            return norms, features
+        order = torch.from_numpy(partition(x.shape[0]))
+        x.write(order.to(x.device), features, norms)
+        return torch.empty_like(norms).index_copy_(0, order.to(norms.device), norms), features
 
     def _far_apart(self, norms: Float64[Tensor, " n"]) -> bool:
         """Return whether some samples are so far from the others that float32 loses the differences between the others.
@@ -530,22 +556,26 @@ class CentredGram(KernelRecipe[Gram], StreamingRecipe[Gram]):
         uneven = float(squares.max()) > 0.1 * float(squares.sum())
         return uneven or (self.kernel != "linear" and float(squares.median()) < _FAR * float(squares.mean()))
 
-    def _cut(self, x: Rows, state: GramState) -> Gram:
+    def _cut(self, x: Rows, state: GramState, features: Tensor | None = None) -> Gram:
         """Cut the matrix into minibatches, with the row sums of each."""
-        kept = state.row_sums[: len(self._order(x))]
-        gram = self.apply(x, dataclasses.replace(state, row_sums=kept))
+        gram = self._gram(x, state, features)
         return dataclasses.replace(gram, row_sums=_block_row_sums(gram))
 
     def apply(self, x: Rows, state: GramState) -> Gram:
         """Make the factor: features in memory if x is; otherwise read from the store on demand."""
-        features: Rows = Centred(x, state.mean, state.scale, state.dtype)
-        norms = state.squared_norms
+        return self._gram(x, state, None)
+
+    def _gram(self, x: Rows, state: GramState, features: Tensor | None) -> Gram:
+        """Make the factor; ``features`` are all samples in their order, if they are in memory already."""
+        rows: Rows = Centred(x, state.mean, state.scale, state.dtype) if features is None else features
+        norms, row_sums = state.squared_norms, state.row_sums
         if self.batch is not None:
             order = self._order(x)
-            features, norms = Reordered(features, order.to(x.device)), norms[order.to(norms.device)]
-        kept = in_memory(features, source=x)
+            norms, row_sums = norms[order.to(norms.device)], row_sums[: len(order)]
+            rows = Reordered(rows, order.to(x.device)) if features is None else features[: len(order)]
         source_dtype = torch.promote_types(x.dtype, torch.float32)
-        return Gram(kept, norms, state.row_sums, self.kernel, state.width, self.batch, source_dtype)
+        kept = in_memory(rows, source=x)
+        return Gram(kept, norms, row_sums, self.kernel, state.width, self.batch, source_dtype)
 
     def with_gradient(self, x: Float[Tensor, "n p"], *, unbiased: bool) -> Float64[Tensor, "*blocks b b"]:
         """Return the centred Gram matrix, or those of the minibatches, with operations that autograd supports."""
@@ -608,14 +638,6 @@ def distances(x: Float64[Tensor, "n p"]) -> Float64[Tensor, "n n"]:
     return torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist")
 
 
-def _norms(x: Centred) -> Float64[Tensor, " n"]:
-    """Return the norm of every sample, after rounding."""
-    norms = torch.empty(x.shape[0], dtype=torch.float64, device=x.mean.device)
-    for i in pieces(x):
-        torch.linalg.vector_norm(x[i].to(norms), dim=1, out=norms[i])
-    return norms
-
-
 def _power_of_two(x: float) -> float:
     """Return the next power of two above x; dividing by it rounds nothing."""
     return math.ldexp(1.0, math.frexp(x)[1])
@@ -624,15 +646,20 @@ def _power_of_two(x: float) -> float:
 def _block_row_sums(gram: Gram) -> Float64[Tensor, " n"]:
     """Return the row sums of every block of a kernel; X (X'1) for a linear kernel, without the matrix."""
     sums = torch.empty_like(gram.squared_norms)
-    tile = torch.empty(gram.block, gram.block, dtype=gram.dtype, device=gram.device)
-    for i in cut(gram.n, gram.block):
+
+    def of_block(i: slice) -> None:
         features = gram.rows(i)
         if gram.kernel == "linear":
-            exact = features.to(sums)
-            sums[i] = exact @ exact.sum(0)
-            continue
+            features = features.to(sums.device)
+            total = column_sums(features)
+            for run, rows in widened(features):
+                torch.mv(rows, total, out=sums[i][run])
+            return
+        tile = torch.empty(gram.block, gram.block, dtype=gram.dtype, device=gram.device)
         gram.tile(features, features, i, i, tile)
         sums[i] = tile.to(sums.device).sum(1, dtype=sums.dtype)
+
+    map_pieces(of_block, gram.features, zip(cut(gram.n, gram.block)))
     return sums
 
 

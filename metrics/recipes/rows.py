@@ -4,17 +4,19 @@ A layer of 50,000 samples need not fit into memory, because recipes and algorith
 files have this interface, and so has `Centred`, which is computed from them.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Protocol, TypeVar, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
-from jaxtyping import Bool, Float, Float64
+from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 
 from repsim.errors import UndefinedValueError
 from repsim.runtime import tuning
+from repsim.runtime.threads import map_in_threads
 
 T = TypeVar("T")
 _LARGEST = 2.0**1000
@@ -75,22 +77,28 @@ def cut(n: int, size: int, start: int = 0) -> Iterator[slice]:
 def column_ranges(x: Rows) -> tuple[Float64[Tensor, " p"], Float64[Tensor, " p"], Float64[Tensor, " p"]]:
     """Return the mean, the smallest and the largest value of every column, in one pass in float64.
 
+    The mean of a constant column is exact. Values of float32 have 24 digits and float64 has 53, so that sums of up to
+    2^29 equal values are not rounded, nor those of values that hardly differ. Values of float64 are summed relative to
+    the first sample.
+
     Raises `UndefinedValueError` if values are too large to be added.
     """
     place = float64_device(x.device)
-    first = x[:1].to(place, torch.float64)[0]
-    total = torch.zeros_like(first)
-    low, high = first.clone(), first.clone()
-    for i in pieces(x):
+    first = x[:1].to(place, torch.float64)[0] if x.dtype == torch.float64 else None
+
+    def of_piece(i: slice) -> tuple[Tensor, Tensor, Tensor]:
         piece = x[i].to(place)
-        low, high = torch.minimum(low, piece.amin(0)), torch.maximum(high, piece.amax(0))
-        total += (piece.to(torch.float64) - first).sum(0)  # makes the mean of a constant column exact
+        return column_sums(piece, minus=first), piece.amin(0), piece.amax(0)
+
+    totals, lows, highs = map(torch.stack, zip(*map_pieces(of_piece, x, zip(pieces(x))), strict=True))
+    mean, low, high = totals.sum(0).div_(x.shape[0]), lows.amin(0).double(), highs.amax(0).double()
+    mean = mean if first is None else mean.add_(first)
     largest = float(torch.maximum(high, -low).max())
     if largest > _LARGEST:
         raise UndefinedValueError(
             f"the layer has values as large as {largest:.1e}, which overflow in float64: scale them down"
         )
-    return first + total / x.shape[0], low, high
+    return mean, low, high
 
 
 def varies(low: Float64[Tensor, " p"], high: Float64[Tensor, " p"], dtype: torch.dtype) -> Bool[Tensor, " p"]:
@@ -138,10 +146,51 @@ class Centred:
     def exact(self, rows: "slice | Tensor") -> Float64[Tensor, "rows p"]:
         """Return rows in float64, before rounding."""
         piece = self.source[rows].to(self.mean.device)
-        return (piece.to(torch.float64) - self.mean).div_(self.scale)
+        return piece.to(torch.float64, copy=True).sub_(self.mean).div_(self.scale)
 
     def __getitem__(self, rows: "slice | Tensor") -> Float[Tensor, "rows p"]:
-        return by_pieces(self, rows, lambda piece: self.exact(piece).to(self.device, self.dtype))
+        n, p = self.shape
+        count = len(range(n)[rows]) if isinstance(rows, slice) else len(rows)
+        result = torch.empty(count, p, dtype=self.dtype, device=self.device)
+        self.write(rows, result)
+        return result
+
+    def write(
+        self,
+        rows: "slice | Tensor",
+        out: Float[Tensor, "rows p"] | None,
+        norms: Float64[Tensor, " rows"] | None = None,
+    ) -> None:
+        """Compute rows in float64 and write them into ``out`` after rounding, and their norms after it into ``norms``.
+
+        A few rows at a time are in float64, so that they stay in the cache.
+        """
+        exponent = math.frexp(self.scale)[0] == 0.5  # then a product with 1 / scale is exact
+        shift = self.mean / -self.scale
+
+        def of_piece(place: slice, part: "slice | Tensor") -> None:
+            for i, exact in self._widened(part):
+                if exponent:
+                    torch.add(shift, exact, alpha=1 / self.scale, out=exact)
+                else:
+                    exact.sub_(self.mean).div_(self.scale)
+                target = slice(place.start + i.start, place.start + i.stop)
+                if out is not None and out.device == exact.device:
+                    rounded = out[target].copy_(exact)
+                else:
+                    rounded = exact.to(self.dtype)
+                    if out is not None:
+                        out[target] = rounded
+                if norms is not None:
+                    torch.linalg.vector_norm(exact.copy_(rounded), dim=1, out=norms[target])
+
+        map_pieces(of_piece, self.source, pieces_of(self, rows))
+
+    def _widened(self, rows: "slice | Tensor") -> Iterator[tuple[slice, Tensor]]:
+        """Yield runs of these rows of the source in float64."""
+        if isinstance(self.source, Tensor) and isinstance(rows, Tensor) and self.device == self.mean.device:
+            return widened(self.source, rows=rows)
+        return widened(self.source[rows].to(self.mean.device))
 
 
 def direction(x: Float[Tensor, "*rows p"]) -> Float64[Tensor, "*rows p"]:
@@ -152,18 +201,55 @@ def direction(x: Float[Tensor, "*rows p"]) -> Float64[Tensor, "*rows p"]:
     return unit
 
 
+def widened(
+    x: Tensor, *, rows: Int64[Tensor, " rows"] | None = None, minus: Float64[Tensor, " p"] | None = None
+) -> Iterator[tuple[slice, Tensor]]:
+    """Yield runs of some or all rows in float64, minus a row if there is one; use each before requesting the next one.
+
+    All runs share one array, which on a CPU is small enough for the cache of a core: new arrays would cost more than
+    the computation.
+    """
+    n, p = x.shape[0] if rows is None else len(rows), x.shape[1]
+    size = n if x.device.type != "cpu" else max(1, min(n, tuning.current().scratch // max(1, p)))
+    memory = torch.empty(size, p, dtype=torch.float64, device=x.device)
+    for i in cut(n, size):
+        values = memory[: i.stop - i.start].copy_(x[i] if rows is None else x.index_select(0, rows[i]))
+        yield i, values if minus is None else values.sub_(minus)
+
+
 def by_pieces(x: Rows, rows: "slice | Tensor", make: Callable[["slice | Tensor"], Tensor]) -> Tensor:
     """Compute rows a few at a time, so that intermediate float64 arrays stay small and in the cache."""
+    parts = list(pieces_of(x, rows))
+    if len(parts) == 1:
+        return make(rows)
+    result = torch.empty(sum(i.stop - i.start for i, _ in parts), x.shape[1], dtype=x.dtype, device=x.device)
+    for i, part in parts:
+        result[i] = make(part)
+    return result
+
+
+def pieces_of(x: Rows, rows: "slice | Tensor") -> Iterator[tuple[slice, "slice | Tensor"]]:
+    """Cut rows into pieces: yield the place of each among these rows, and its rows of x."""
     n, p = x.shape
     wanted = range(n)[rows] if isinstance(rows, slice) else rows
-    size = max(1, tuning.current().piece // max(1, p))
-    if len(wanted) <= size:
-        return make(rows)
-    result = torch.empty(len(wanted), p, dtype=x.dtype, device=x.device)
-    for i in cut(len(wanted), size):
+    for i in cut(len(wanted), max(1, tuning.current().piece // max(1, p))):
         part = wanted[i]
-        result[i] = make(slice(part.start, part.stop, part.step) if isinstance(part, range) else part)
-    return result
+        yield i, slice(part.start, part.stop, part.step) if isinstance(part, range) else part
+
+
+def column_sums(x: Tensor, *, minus: Float64[Tensor, " p"] | None = None) -> Float64[Tensor, " p"]:
+    """Return the sum of every column in float64, minus a row if there is one."""
+    total = torch.zeros(x.shape[1], dtype=torch.float64, device=x.device)
+    for _, rows in widened(x, minus=minus):
+        total.addmv_(rows.T, rows.new_ones(len(rows)))  # faster than a sum
+    return total
+
+
+def map_pieces(work: Callable[..., T], x: Rows, parts: Iterable[tuple[Any, ...]]) -> list[T]:
+    """Call ``work`` with every part of x: in threads if x is in the memory of the CPU, and otherwise in order."""
+    if isinstance(x, Tensor) and x.device.type == "cpu":
+        return map_in_threads(work, *zip(*parts, strict=True))
+    return [work(*part) for part in parts]
 
 
 def in_memory(x: Rows, *, source: Rows) -> Rows:

@@ -47,8 +47,10 @@ class Tuning:
     peak memory of identical runs varies by 45 MB; with 128 MiB one run exceeded the limit by 5 MB."""
 
     # Layers that are read or multiplied in float64
-    piece: int = 2**19
-    """Values that are processed at once, so that they stay in the cache in float64."""
+    piece: int = 2**17
+    """Values that are read at once, and processed by one thread."""
+    scratch: int = 2**16
+    """Values in float64 that a thread works on at once, few enough for the cache of one core."""
     slab: int = 2**20
     """Values of a run of samples that is multiplied at once, so that it is converted to float64 within the cache."""
     widened: int = 2**20

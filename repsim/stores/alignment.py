@@ -14,6 +14,7 @@ from torch import Tensor
 from repsim.errors import Argument, InvalidInputError, Remedy, SampleMismatchError
 from repsim.labels import LayerKey, SampleIds, noun_of
 from repsim.metrics.base import as_samples
+from repsim.runtime.arrays import is_finite
 from repsim.stores.in_memory import ROW_NUMBERS, ArrayInMemory, StoreInMemory
 from repsim.stores.pairing import ID, PairBy, Pairing, is_pairable, pair
 from repsim.stores.store import Activations, ActivationStore, is_other_view
@@ -269,8 +270,8 @@ class StoredRows:
         else:
             tensor = torch.from_numpy(array.read_indices(rows, check=not checked))
         if not checked:
-            finite = torch.isfinite(tensor)
-            if not finite.all():
+            if not is_finite(tensor):
+                finite = torch.isfinite(tensor)
                 first = int(np.arange(len(array))[rows][int(torch.nonzero(~finite)[0, 0])])
                 raise InvalidInputError(
                     f"{int((~finite).sum())} values are NaN or infinite, the first in sample {first}"

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from repsim.errors import InvalidInputError
 from repsim.labels import LayerKey, check_model_name
-from repsim.runtime.arrays import as_array, check_exact, check_tensor
+from repsim.runtime.arrays import as_array, check_exact, check_tensor, is_finite
 from repsim.runtime.files import format_size
 from repsim.stores import extents
 from repsim.stores.axes import StatedAxes
@@ -90,8 +90,10 @@ class StoreInMemory(ActivationStore):
         for key, values in self._tensors.items():
             bad, first = 0, 0
             for start, rows in _pieces(values):
+                if is_finite(rows):
+                    continue
                 finite = torch.isfinite(rows).flatten(1)
-                if not bad and not finite.all():
+                if not bad:
                     first = start + int(torch.nonzero(~finite.all(1))[0, 0])
                 bad += int((~finite).sum())
             if bad:

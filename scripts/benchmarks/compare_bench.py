@@ -1,12 +1,13 @@
 """`scripts/bench compare`: run the cases with compare_worker.py, in turns, and print their tables."""
 
 import shutil
+import subprocess
 import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,14 +44,17 @@ class Job:
     samples: int | None = None
     memory: str | None = None
     permutations: int = 1000
+    env: Mapping[str, str] = field(default_factory=dict)
+    """Environment variables of the programs."""
 
     def run(self, contender: str, **settings: Any) -> Result:
         """Run one program once, in a new process, and return its result."""
         python = self.peer_python if contender in PEERS else sys.executable
         click.echo(f"  {contender} ...", err=True)
         return run_in_fresh_process(
-            WORKER, {"contender": contender, **settings}, python=python, threads=self.threads, label=contender
-        )
+            WORKER, {"contender": contender, **settings}, python=python, threads=self.threads, label=contender,
+            env=self.env,
+        )  # fmt: skip
 
     def run_in_turns(self, **contenders: Mapping[str, Any]) -> dict[str, list[Result]]:
         """Run every program once per round and return the results.
@@ -169,16 +173,51 @@ def values_of_pairs(result: Result, pairs: Sequence[tuple[str, str]], key: str =
 
 def in_memory(job: Job) -> None:
     """Compare 17 x 13 layers in memory with debiased CKA, and with torch-cka on all samples in one batch."""
-    for n in (job.samples,) if job.samples else (2048, 4096):
+    for n in (job.samples,) if job.samples else (256, 2048, 4096):
         compare_arrays(job, f"CKA from memory, 17 x 13 layers, n = {n:,}", "torch-cka", n, flop(PAIR_WIDTHS, n))
 
 
 def minibatch(job: Job) -> None:
     """Compare 17 x 13 layers in minibatches of 256, and with torch-cka on the same minibatches."""
-    n = job.samples or 2048
-    title = f"Minibatch CKA, 17 x 13 layers, n = {n:,}, batches of {BATCH}"
     batch = {"metric": f"cka:estimator=minibatch,batch={BATCH}", "batch": BATCH}
-    compare_arrays(job, title, "torch-cka", n, flop(PAIR_WIDTHS, n // BATCH * BATCH, BATCH), **batch)
+    for n in (job.samples,) if job.samples else (256, 2048):
+        title = f"Minibatch CKA, 17 x 13 layers, n = {n:,}, batches of {BATCH}"
+        compare_arrays(job, title, "torch-cka", n, flop(PAIR_WIDTHS, n // BATCH * BATCH, BATCH), **batch)
+
+
+def processors(job: Job) -> None:
+    """Compare 17 x 13 layers in memory with the instructions of two kinds of processors, idle and beside other work.
+
+    The floor is measured under the same conditions. The neighbour is a process that multiplies numbers all the time.
+    """
+    n = job.samples or 2048
+    kinds = {
+        "all instructions": {},
+        "AVX2 only": {"ATEN_CPU_CAPABILITY": "avx2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"},
+    }
+    for kind, env in kinds.items():
+        for busy in (False, True):
+            variant = replace(job, env=env)
+            with neighbour() if busy else nullcontext():
+                timings = variant.run_in_turns(
+                    rates={"contender": "rates"}, repsim={"contender": "repsim", "samples": n}
+                )
+            beside = "beside a busy process" if busy else "idle"
+            report = Report(f"CKA from memory, 17 x 13 layers, n = {n:,}, {kind}, {beside}", variant)
+            least = report.floor(flop(PAIR_WIDTHS, n), timings["rates"])
+            report.contender("repsim", timings["repsim"])
+            report.row("repsim / floor", *(f"{median(timings['repsim'], key) / least[key]:.2f} x" for key in least))
+            report.show()
+
+
+@contextmanager
+def neighbour() -> Iterator[None]:
+    """Run a process that keeps one core busy."""
+    with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as process:
+        try:
+            yield
+        finally:
+            process.kill()
 
 
 def rsa(job: Job) -> None:
@@ -393,6 +432,7 @@ def in_cache(results: Sequence[Result]) -> str:
 CASES: dict[str, Callable[[Job], None]] = {
     "memory": in_memory,
     "minibatch": minibatch,
+    "processors": processors,
     "disk": disk,
     "large": large,
     "svcca": svcca,
@@ -425,8 +465,9 @@ def compare(  # noqa: PLR0917 - click passes by name
     """Compare the pooled layers of a ResNet-50 (17) and a ViT-B (13); time repsim, other packages and floors.
 
     \b
-    memory        debiased CKA from arrays, n = 2,048 and 4,096, and torch-cka with one batch
-    minibatch     minibatch CKA from arrays, n = 2,048, batches of 256, and torch-cka
+    memory        debiased CKA from arrays, n = 256, 2,048 and 4,096, and torch-cka with one batch
+    minibatch     minibatch CKA from arrays, n = 256 and 2,048, batches of 256, and torch-cka
+    processors    debiased CKA, n = 2,048, with all instructions and with AVX2, idle and beside a busy process
     disk          debiased CKA from stores, n = 10,000
     large         the same, n = 50,000, within 2 GiB (5 GB on disk)
     svcca         SVCCA from stores, n = 10,000, and decompositions for every pair

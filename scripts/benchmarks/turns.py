@@ -16,13 +16,22 @@ ROOT = Path(__file__).resolve().parents[2]
 Result = dict[str, Any]
 
 
-def run_in_fresh_process(worker: Path, settings: Mapping[str, Any], *, python: str, threads: int, label: str) -> Result:
+def run_in_fresh_process(
+    worker: Path,
+    settings: Mapping[str, Any],
+    *,
+    python: str,
+    threads: int,
+    label: str,
+    env: Mapping[str, str] | None = None,
+) -> Result:
     """Run a worker once in a new process that imports repsim from this checkout, and return its result."""
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    env = os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONWARNINGS": "ignore", "PYTHONPATH": path}
+    variables = {"OMP_NUM_THREADS": str(threads), "PYTHONWARNINGS": "ignore", "PYTHONPATH": path}
+    variables = os.environ | variables | (env or {})
     try:
         command = [python, str(worker), json.dumps(settings)]
-        done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+        done = subprocess.run(command, env=variables, capture_output=True, text=True, check=False)
     except OSError as error:
         raise click.ClickException(f"{python} cannot be run: {error.strerror}") from None
     if done.returncode:

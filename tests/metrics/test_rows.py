@@ -1,6 +1,7 @@
 """Rows that are read in pieces give the values of numpy for the whole array, and no piece is left unread."""
 
 import itertools
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -19,12 +20,14 @@ from repsim.metrics.recipes.rows import (
     Rows,
     by_pieces,
     column_means,
+    column_ranges,
     cut,
     float64_device,
     in_memory,
     pieces,
     prefetch,
 )
+from repsim.runtime.tuning import Tuning
 from repsim.testing.examples import RowsOnDisk
 
 CPU = torch.device("cpu")
@@ -33,7 +36,7 @@ CPU = torch.device("cpu")
 @pytest.fixture
 def small_pieces(tuned: Callable[..., None]) -> None:
     """Use pieces of ten values, so that small arrays have many."""
-    tuned(piece=10)
+    tuned(piece=10, scratch=4)
 
 
 def test_what_counts_as_rows() -> None:
@@ -63,12 +66,12 @@ def test_pieces_cover_the_rows_and_stay_in_the_cache(n: int, p: int) -> None:
     runs = list(pieces(torch.empty(n, p, device="meta")))
     assert [run.stop for run in runs[:-1]] == [run.start for run in runs[1:]]
     assert (runs[0].start, runs[-1].stop) == (0, n)
-    assert all((run.stop - run.start) * p <= 2**19 for run in runs)
-    assert len(runs) <= -(-n // (2**19 // p))  # and are no smaller than need be
+    assert all((run.stop - run.start) * p <= Tuning.piece for run in runs)
+    assert len(runs) <= -(-n // (Tuning.piece // p))  # and are no smaller than need be
 
 
 def test_a_row_that_is_larger_than_a_piece_is_a_piece() -> None:
-    assert list(pieces(torch.empty(2, 2**19 + 1, device="meta"))) == [slice(0, 1), slice(1, 2)]
+    assert list(pieces(torch.empty(2, Tuning.piece + 1, device="meta"))) == [slice(0, 1), slice(1, 2)]
 
 
 # Means
@@ -86,7 +89,7 @@ def test_means_and_peak_are_numpys(rng: np.random.Generator, n: int, p: int, dty
     exact = x.astype(np.float64)
     np.testing.assert_allclose(mean.numpy(), exact.mean(0), rtol=1e-14)
     assert peak == pytest.approx(np.abs(exact - exact.mean(0)).max(), rel=1e-13)
-    assert sum(source.reads) == len(x) + 1  # once, and the first sample before all others
+    assert sum(source.reads) == len(x) + (dtype == np.float64)  # once; in float64 the first sample before all others
     assert max(source.reads) * p <= max(10, p)
 
 
@@ -104,7 +107,7 @@ def test_the_mean_of_a_constant_column_is_exact(rng: np.random.Generator, dtype:
 
 
 def test_an_offset_costs_the_mean_no_digits(rng: np.random.Generator) -> None:
-    """Values are summed relative to the first sample, in float64."""
+    """Sums of float32 values in float64 are not rounded, as long as the values hardly differ."""
     x = (rng.normal(size=(100_000, 2)) + 1e6).astype(np.float32)
     exact = 1e6 + (x.astype(np.float64) - 1e6).mean(0)
     np.testing.assert_allclose(column_means(torch.from_numpy(x))[0].numpy(), exact, rtol=0, atol=1e-9)
@@ -135,7 +138,107 @@ def test_a_layer_with_one_other_value_is_not_constant(dtype: Any, value: float, 
     assert mean[0] == float(dtype(value))
 
 
+def in_layout(x: torch.Tensor, layout: str) -> torch.Tensor:
+    """Return the same values in another memory layout."""
+    if layout == "columns":
+        return x.T.contiguous().T
+    if layout == "every other":
+        wide = torch.full((2 * x.shape[0], 3 * x.shape[1]), torch.nan, dtype=x.dtype)
+        wide[::2, 1::3] = x
+        return wide[::2, 1::3]
+    return x
+
+
+LAYERS = {
+    "normal": lambda rng: rng.normal(size=(61, 5)),
+    "all negative": lambda rng: -rng.uniform(1, 2, size=(61, 5)),
+    "means of different sizes": lambda rng: rng.normal(size=(61, 5)) + np.array([0, 1e-3, 1e6, -1e7, 3]),
+    "columns of different sizes": lambda rng: rng.normal(size=(61, 5)) * [1e-30, 1, 1e12, 1e-6, 1e25],
+    "a constant column": lambda rng: np.column_stack([np.full(61, 0.1), rng.normal(size=(61, 4))]),
+    "an outlier": lambda rng: np.concatenate([[[1e8, 0, 0, 0, 0]], rng.normal(size=(60, 5))]),
+    "two samples": lambda rng: rng.normal(size=(2, 5)),
+    "one column": lambda rng: rng.normal(size=(61, 1)) + 100,
+}
+
+
+@pytest.fixture(params=[1, 3])
+def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    """Compute with one thread, and with several."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("small_pieces", "threads")
+@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("layout", ["rows", "columns", "every other"])
+def test_ranges_are_those_of_exact_sums(rng: np.random.Generator, name: str, dtype: torch.dtype, layout: str) -> None:
+    """Python adds without rounding errors (`math.fsum`)."""
+    x = torch.from_numpy(LAYERS[name](rng)).to(dtype)
+    if not x.isfinite().all():
+        pytest.skip("too large for half precision")
+    mean, low, high = column_ranges(in_layout(x, layout))
+    columns = [[float(value) for value in column] for column in x.T]
+    exact = np.array([math.fsum(column) / len(column) for column in columns])
+    assert (mean.dtype, low.dtype, high.dtype) == (torch.float64,) * 3
+    spread = np.array([max(column) - min(column) for column in columns])
+    assert np.all(np.abs(mean.numpy() - exact) <= 2**-52 * np.abs(exact) + 2**-48 * spread)
+    assert low.tolist() == [min(column) for column in columns]
+    assert high.tolist() == [max(column) for column in columns]
+    if name == "a constant column":
+        assert mean[0] == low[0]
+
+
+@pytest.mark.usefixtures("small_pieces")
+@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_ranges_are_the_same_to_the_bit_however_they_are_computed(
+    rng: np.random.Generator, name: str, dtype: torch.dtype
+) -> None:
+    """In one thread or several, and read from a file."""
+    x = torch.from_numpy(LAYERS[name](rng)).to(dtype)
+    expected = column_ranges(RowsOnDisk(x.numpy()))
+    before = torch.get_num_threads()
+    for threads in (1, 2, 5):
+        torch.set_num_threads(threads)
+        try:
+            assert all(map(torch.equal, column_ranges(x), expected))
+        finally:
+            torch.set_num_threads(before)
+
+
 # Centred
+
+
+@pytest.mark.usefixtures("small_pieces", "threads")
+@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("layout", ["rows", "columns", "every other"])
+@pytest.mark.parametrize("scale", [0.25, 3.0])
+@pytest.mark.parametrize("order", ["all", "permuted", "backwards in steps"])
+def test_samples_and_their_norms_are_written_after_rounding_once(  # noqa: PLR0917 - pytest passes by name
+    rng: np.random.Generator, name: str, dtype: torch.dtype, layout: str, scale: float, order: str
+) -> None:
+    """Against operations on the whole array in float64; also if a division by the scale rounds."""
+    x = torch.from_numpy(LAYERS[name](rng)).to(dtype)
+    rows: slice | torch.Tensor = slice(None)
+    if order != "all":
+        rows = torch.from_numpy(rng.permutation(len(x))) if order == "permuted" else torch.arange(len(x) - 1, -1, -2)
+    mean = x.double().mean(0)
+    expected = ((x.double() - mean) / scale)[rows].to(dtype)
+    source = in_layout(x, layout)
+    centred = Centred(source, mean, scale, dtype)
+    out, norms = torch.empty_like(expected), torch.empty(len(expected), dtype=torch.float64)
+    centred.write(rows, out, norms)
+    assert torch.equal(out, expected)
+    np.testing.assert_allclose(norms.numpy(), expected.double().square().sum(1).sqrt().numpy(), rtol=1e-14)
+    assert torch.equal(centred[rows], expected)
+    only_norms = torch.empty_like(norms)
+    centred.write(rows, None, only_norms)
+    assert torch.equal(only_norms, norms)
+    assert torch.equal(source, x)  # the layer itself is not changed
 
 
 INDICES = [

@@ -3,7 +3,7 @@
 import itertools
 import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any
@@ -428,6 +428,35 @@ def test_moments_in_threads_are_those_of_one_thread(rng: np.random.Generator, ch
     for one, several in zip(expected, values, strict=True):
         np.testing.assert_allclose(several, one, rtol=1e-6 if dtype == np.float32 else 1e-12)
     np.testing.assert_allclose(values[1], sums, rtol=1e-5 if dtype == np.float32 else 1e-12)
+
+
+@pytest.mark.parametrize(
+    "specs",
+    [
+        ["cka"], ["cka", "cka:estimator=biased"], ["cka:estimator=minibatch,batch=8"], ["cka:kernel=rbf"],
+        ["cka:kernel=rbf,estimator=minibatch,batch=8"],
+    ],
+    ids=str,
+)  # fmt: skip
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_values_are_the_same_to_the_bit_with_any_number_of_threads(
+    rng: np.random.Generator, specs: list[str], dtype: Any, tuned: Callable[..., None]
+) -> None:
+    """Preparation, tiles and sums over pairs are divided among threads in the same parts."""
+    tuned(piece=200, scratch=64)
+    layers = [torch.from_numpy(x.astype(dtype)) for x in related_layers(rng, 300, 40, 7, 65, 3)]
+    measures = [cka(spec) for spec in specs]
+    before, matrices = torch.get_num_threads(), []
+    for threads in (1, 2, 5):
+        torch.set_num_threads(threads)
+        try:
+            factors = [measures[0].recipe(x) for x in layers]
+            matrices.append(GramSweep(factors[:2], factors, measures, panel=160, tile=150).run())
+        finally:
+            torch.set_num_threads(before)
+    for other in matrices[1:]:
+        for a, b in zip(matrices[0], other, strict=True):
+            np.testing.assert_array_equal(a, b)
 
 
 # Choices of layers

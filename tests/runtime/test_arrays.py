@@ -1,6 +1,7 @@
 """Test that arrays, labels, ids, names and records are converted without loss, or refused with a one-line error."""
 
 import json
+import math
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +15,7 @@ import xarray as xr
 
 import repsim
 from repsim.errors import InvalidInputError
+from repsim.runtime.arrays import is_finite
 from repsim.stores.store import ActivationStore
 
 X = np.random.default_rng(0).normal(size=(6, 3)).astype("f4")
@@ -345,3 +347,24 @@ def test_one_store_of_a_study_is_not_read_letter_by_letter(tmp_path: Path) -> No
 def test_one_array_is_no_list_of_layers(value: Any) -> None:
     with pytest.raises(InvalidInputError, match="in a list of the layers of a side"):
         repsim.permuted(value, [X], "cka", [range(6)])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_one_value_that_is_not_finite_is_noticed_wherever_it_is(dtype: torch.dtype, bad: float) -> None:
+    """The search looks at several values at once; a remainder is treated apart."""
+    for size in (1, 7, 16, 67):
+        for at in range(size):
+            values = torch.linspace(-2, 3, size).to(dtype)
+            assert is_finite(values)
+            values[at] = bad
+            assert not is_finite(values)
+    large = torch.zeros(300, 400, dtype=dtype)
+    assert is_finite(large)
+    assert is_finite(large[:0])
+    for at in ((0, 0), (299, 399), (150, 3)):
+        large[at] = bad
+        assert not is_finite(large)
+        assert not is_finite(large.T)
+        assert is_finite(large[:, 10:20])
+        large[at] = 0

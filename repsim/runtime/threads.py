@@ -1,0 +1,84 @@
+"""Run the parts of a computation in threads, each of which uses a single thread of torch.
+
+torch divides every operation among its threads and waits for the slowest. Beside other programs that wait is long, and
+an operation on a few thousand numbers gains nothing. So work that consists of independent parts is divided here: a
+thread that has finished one part starts the next. As every part is computed by one thread, its value does not depend on
+the number of threads.
+"""
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor, wait
+from functools import cache
+from threading import Barrier
+from typing import Any, TypeVar
+
+import torch
+
+from repsim.runtime import tuning
+
+R = TypeVar("R")
+
+
+def map_in_threads(function: Callable[..., R], *items: Iterable[Any]) -> list[R]:
+    """Call the function with every item, as many at a time as torch uses threads, and return the values in order.
+
+    Several sequences of items give the arguments of one call each, like `map`. Start with the longest work if its
+    parts are not alike. An error of the function is raised after all threads have stopped; parts that were not started
+    are left out.
+
+    Examples
+    --------
+    >>> map_in_threads(lambda x: x.square().sum().item(), [torch.ones(3), torch.ones(5)])
+    [3.0, 5.0]
+    """
+    calls = list(zip(*items, strict=True))
+    threads = min(torch.get_num_threads(), len(calls))
+    if threads <= 1:
+        return [function(*call) for call in calls]
+    waiting = deque(enumerate(calls))
+    values: dict[int, R] = {}
+    inference, grad = torch.is_inference_mode_enabled(), torch.is_grad_enabled()
+
+    def work() -> None:
+        with torch.inference_mode(inference), torch.set_grad_enabled(grad and not inference):
+            while waiting:
+                try:
+                    k, call = waiting.popleft()
+                except IndexError:  # another thread took the last one
+                    return
+                try:
+                    values[k] = function(*call)
+                except BaseException:
+                    waiting.clear()
+                    raise
+
+    pool = _pool(torch.get_num_threads())
+    futures = [pool.submit(tuning.in_context(work)) for _ in range(threads)]
+    wait(futures)
+    for future in futures:
+        future.result()
+    return [values[k] for k in range(len(calls))]
+
+
+@cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    """Return threads that are kept for the whole process, because starting them takes as long as small parts."""
+    started = Barrier(threads + 1)
+
+    def start() -> None:
+        torch.get_num_threads()  # the first call in a thread adopts the setting of the process
+        torch.set_num_threads(1)
+        started.wait()
+
+    pool = ThreadPoolExecutor(threads, "repsim-worker", initializer=start)
+    for _ in range(threads):
+        pool.submit(int)
+    started.wait()
+    torch.set_num_threads(threads)  # the call in a worker is also valid for threads that start later
+    return pool
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_pool.cache_clear)  # a forked process has none of these threads
