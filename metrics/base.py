@@ -24,11 +24,11 @@ from repsim.errors import InvalidInputError, UndefinedValueError, UnreliableValu
 from repsim.labels import Form
 from repsim.metrics.algorithms.cross import Cross
 from repsim.metrics.algorithms.in_memory import Algorithm, compare_in_memory
-from repsim.metrics.algorithms.threads import map_in_threads
 from repsim.metrics.recipes.base import DifferentiableRecipe, Factor, FunctionRecipe, Recipe
 from repsim.metrics.recipes.cost import Cost
 from repsim.metrics.samples import Array, as_samples
 from repsim.runtime.arrays import same_rows
+from repsim.runtime.threads import map_in_threads
 
 __all__ = [
     "Algorithm",

@@ -12,9 +12,9 @@ from typing_extensions import override
 
 from repsim.metrics.algorithms.cross import Cross
 from repsim.metrics.algorithms.sweep import SummedMeasure, SummedSweep, Sums
-from repsim.metrics.algorithms.threads import map_in_threads
 from repsim.metrics.recipes.rows import cut, float64_device, prefetch
 from repsim.runtime import tuning
+from repsim.runtime.threads import map_in_threads
 
 
 @runtime_checkable

@@ -31,6 +31,8 @@ from repsim.runtime import tuning
 
 _BITS = 61
 """Bits of the largest possible sum, so that no sum of whole numbers overflows."""
+_ROWS = 128
+"""Rows of a tile whose products are computed by one thread at a time."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,6 +141,7 @@ class SampleSums(GramSweep):
             self._sums[name] = torch.zeros(size, dtype=torch.int64, device=self._place)
 
         self._keep, self._cubes = keep, cubes
+        self._widest_first = sorted(range(layers), key=lambda k: -self.draws[k].p)  # so that threads end together
         self._upper = torch.triu_indices(self.height, self.width, device=self._place) if self.square else None
         """Pairs whose sums of single samples are kept if the rows are the columns: half of all, as they are symmetric."""
         kept_pairs = self.height * self.width if self._upper is None else self._upper.shape[1]
@@ -302,18 +305,22 @@ class SampleSums(GramSweep):
                 assert self._numbers is not None, "set together with the classes"
                 ci, cj = (self._numbers[side].to(self.device) for side in (i, j))
                 differ = (ci[:, None] != cj).to(self.dtype)
-            for k, draw in enumerate(self.draws):
-                draw.tile(x.features[k][rows], y.features[k][columns], i, j, stack[k])
-                stack[k].sub_(self._shifts[k, i, None]).sub_(self._shifts[k, j])
-                if i == j:
-                    stack[k].fill_diagonal_(0)
+
+            def make(k: int) -> None:
+                tile = stack[k]  # noqa: B023 - called at once
+                self.draws[k].tile(x.features[k][rows], y.features[k][columns], i, j, tile)  # noqa: B023
+                tile.sub_(self._shifts[k, i, None]).sub_(self._shifts[k, j])  # noqa: B023
+                if i == j:  # noqa: B023
+                    tile.fill_diagonal_(0)
                 if self._cubes:
-                    cube = torch.linalg.vecdot(stack[k].square(), stack[k])
-                    self._sums["cubes"][k] += weight * (cube.double().sum() / self._cube_unit).round().long()
+                    cube = torch.linalg.vecdot(tile.square(), tile).double().sum() / self._cube_unit
+                    self._sums["cubes"][k] += weight * cube.round().long()  # noqa: B023
                 if kept:  # while the tile is in the cache
-                    centred = spare[2].view(shape)[k]
-                    torch.sub(stack[k], x.of_classes[k][rows].index_select(1, cj), out=centred)
-                    centred.sub_(y.transposed[k][:, columns].index_select(0, ci)).mul_(differ)
+                    centred = spare[2].view(shape)[k]  # noqa: B023
+                    torch.sub(tile, x.of_classes[k][rows].index_select(1, cj), out=centred)  # noqa: B023
+                    centred.sub_(y.transposed[k][:, columns].index_select(0, ci)).mul_(differ)  # noqa: B023
+
+            self._in_threads(make, self._widest_first)
             self._add_tile(stack, i, j, "samples", spare[1])
             if kept:
                 self._add_tile(spare[2].view(shape), i, j, "within", spare[3])
@@ -341,8 +348,8 @@ class SampleSums(GramSweep):
         if i == j or not self._keep:
             return
         transposed = spare.view(stack.shape[0], stack.shape[2], stack.shape[1])
-        for source, target in zip(stack, transposed, strict=True):
-            target.copy_(source.T)  # one matrix at a time, because torch then transposes in blocks
+        # one matrix at a time, because torch then transposes in blocks
+        self._in_threads(lambda k: transposed[k].copy_(stack[k].T), range(len(stack)))
         self._add_rows(transposed, j, i, what, again=True)
 
     def _add_rows(self, stack: Tensor, i: slice, j: slice, what: str, *, again: bool = False) -> None:
@@ -350,19 +357,30 @@ class SampleSums(GramSweep):
         by_row, weight = stack.transpose(0, 1), 1 if i == j else 2
         over_cells = what == "samples" and not again
         columns = list(self._cell_runs(j)) if over_cells else [(0, slice(0, j.stop - j.start))]
-        for cell, part in columns:
-            piece = by_row[:, :, part]
-            pairs = self._whole(piece[:, : self.height] @ piece[:, self.first :].mT)
-            diagonal = pairs.diagonal(dim1=1, dim2=2)
-            own = diagonal if self.square else self._whole(torch.linalg.vecdot(piece, piece))
-            if self._keep:
-                self._sums[what][i] += self._packed(pairs)
-                if not self.square:
-                    self._sums[f"own {what}"][i] += own
-            if over_cells:
-                for other, rows in self._cell_runs(i):
-                    self._sums["cells"][other, cell] += weight * pairs[rows].sum(0)
-                    self._sums["own cells"][other, cell] += weight * own[rows].sum(0)
+
+        def add(rows: slice) -> list[tuple[tuple[int, int], Tensor, Tensor]]:
+            """Add some rows to the sums of their samples; return their sums by pairs of cells."""
+            samples, of_cells = slice(i.start + rows.start, i.start + rows.stop), []
+            for cell, part in columns:
+                piece = by_row[rows, :, part]
+                pairs = self._whole(piece[:, : self.height] @ piece[:, self.first :].mT)
+                diagonal = pairs.diagonal(dim1=1, dim2=2)
+                own = diagonal if self.square else self._whole(torch.linalg.vecdot(piece, piece))
+                if self._keep:
+                    self._sums[what][samples] += self._packed(pairs)
+                    if not self.square:
+                        self._sums[f"own {what}"][samples] += own
+                if over_cells:
+                    of_cells += [
+                        ((other, cell), weight * pairs[inside].sum(0), weight * own[inside].sum(0))
+                        for other, inside in self._cell_runs(samples)
+                    ]
+            return of_cells
+
+        for of_rows in self._in_threads(add, cut(len(by_row), _ROWS)):
+            for cells, pairs, own in of_rows:
+                self._sums["cells"][cells] += pairs
+                self._sums["own cells"][cells] += own
 
     def _packed(self, pairs: Int64[Tensor, "samples rows columns"]) -> Int64[Tensor, "samples kept"]:
         if self._upper is None:

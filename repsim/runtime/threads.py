@@ -17,8 +17,11 @@ from typing import Any, TypeVar
 import torch
 
 from repsim.runtime import tuning
+from repsim.runtime.progress import report_share
 
 R = TypeVar("R")
+_REPORT_EVERY = 0.5
+"""Seconds after which the calling thread reports what is done."""
 
 
 def map_in_threads(function: Callable[..., R], *items: Iterable[Any]) -> list[R]:
@@ -26,7 +29,7 @@ def map_in_threads(function: Callable[..., R], *items: Iterable[Any]) -> list[R]
 
     Several sequences of items give the arguments of one call each, like `map`. Start with the longest work if its
     parts are not alike. An error of the function is raised after all threads have stopped; parts that were not started
-    are left out.
+    are left out. The calling thread reports how much is done (`repsim.runtime.progress.report_share`).
 
     Examples
     --------
@@ -36,7 +39,11 @@ def map_in_threads(function: Callable[..., R], *items: Iterable[Any]) -> list[R]
     calls = list(zip(*items, strict=True))
     threads = min(torch.get_num_threads(), len(calls))
     if threads <= 1:
-        return [function(*call) for call in calls]
+        results = []
+        for call in calls:
+            results.append(function(*call))
+            report_share(len(results), len(calls))
+        return results
     waiting = deque(enumerate(calls))
     values: dict[int, R] = {}
     inference, grad = torch.is_inference_mode_enabled(), torch.is_grad_enabled()
@@ -56,7 +63,10 @@ def map_in_threads(function: Callable[..., R], *items: Iterable[Any]) -> list[R]
 
     pool = _pool(torch.get_num_threads())
     futures = [pool.submit(tuning.in_context(work)) for _ in range(threads)]
-    wait(futures)
+    left = set(futures)
+    while left:
+        left = wait(left, timeout=_REPORT_EVERY).not_done
+        report_share(len(values), len(calls))
     for future in futures:
         future.result()
     return [values[k] for k in range(len(calls))]

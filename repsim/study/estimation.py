@@ -267,7 +267,7 @@ def estimate(
     seed: int,
     steps: Steps,
     sharing: Sharing | None = None,
-    controls: Sequence[Control] = (),
+    settings: str = "",
     sums: Callable[..., BlockSums] = block_sums,
 ) -> Estimates:
     """Estimate all indices of a study.
