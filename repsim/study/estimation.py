@@ -380,6 +380,7 @@ def _assembled(
                 rows_of_all[:, layers] = block.row_squares
         for whole, of_block in zip(maps, work.maps(block.maps), strict=True):
             whole.update(of_block)
+    matrices = (matrices + matrices.swapaxes(-1, -2)) / 2  # rounding
     indices = Indices(design, kernels.positions, size, *maps, classes=kernels.classes is not None)
     of_all, splits = (np.zeros((count, len(indices.names))) for count in (1, works[0].halves.splits))
     many = kernels.units * len(indices.names) > _HALF_PRECISION
