@@ -157,8 +157,9 @@ class _Work:
         layers = len(self.sides.layers)
         weights = 4 * sum(a * b for _, a, b in self.map_shapes)
         block = rows, columns
+        samples = self.kernels.n if self.block.diagonal and self.kernels.groups is None else 0
         return [
-            (kinds, *block), (kinds, layers), (layers,), (layers,), (weights,), (self.parts,),
+            (kinds, *block), (kinds, layers), (layers,), (layers,), (samples, layers), (weights,), (self.parts,),
             (self.halves.splits, self.parts), (self.kernels.units, self.parts),
             (len(self.indices({}).conditions), *block),
         ]  # fmt: skip
@@ -267,7 +268,7 @@ def estimate(
     seed: int,
     steps: Steps,
     sharing: Sharing | None = None,
-    controls: Sequence[Control] = (),
+    settings: str = "",
     sums: Callable[..., BlockSums] = block_sums,
 ) -> Estimates:
     """Estimate all indices of a study.

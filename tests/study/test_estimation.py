@@ -17,7 +17,7 @@ from repsim.metrics.recipes.groups import Groups
 from repsim.study import controls
 from repsim.study.blocks import blocks, divide
 from repsim.study.design import Design, design
-from repsim.study.estimation import Estimates, estimate
+from repsim.study.estimation import Estimates, estimate, settings_of
 from repsim.study.gram_passes import Kernels, kernels
 from repsim.study.planning import StudyPlan, base_memory, plan_study, shape_of
 from repsim.study.units import Sharing
@@ -36,10 +36,10 @@ class Case:
     plan: StudyPlan
 
     def estimate(self, plan: StudyPlan, sharing: Sharing | None = None) -> Estimates:
+        settings = settings_of(self.kernels, plan, self.controls, 1)
         return estimate(
-            self.design, self.kernels, plan, seed=1, steps=lambda _: lambda *_: None, controls=self.controls,
-            sharing=sharing,
-        )  # fmt: skip
+            self.design, self.kernels, plan, seed=1, steps=lambda _: lambda *_: None, sharing=sharing, settings=settings
+        )
 
     def divided(self, most: int) -> StudyPlan:
         """Return a plan with groups of at most this many layers."""
