@@ -157,8 +157,9 @@ class _Work:
         layers = len(self.sides.layers)
         weights = 4 * sum(a * b for _, a, b in self.map_shapes)
         block = rows, columns
+        samples = self.kernels.n if self.block.diagonal and self.kernels.groups is None else 0
         return [
-            (kinds, *block), (kinds, layers), (layers,), (layers,), (weights,), (self.parts,),
+            (kinds, *block), (kinds, layers), (layers,), (layers,), (samples, layers), (weights,), (self.parts,),
             (self.halves.splits, self.parts), (self.kernels.units, self.parts),
             (len(self.indices({}).conditions), *block),
         ]  # fmt: skip
@@ -380,6 +381,7 @@ def _assembled(
                 rows_of_all[:, layers] = block.row_squares
         for whole, of_block in zip(maps, work.maps(block.maps), strict=True):
             whole.update(of_block)
+    matrices = (matrices + matrices.swapaxes(-1, -2)) / 2  # rounding
     indices = Indices(design, kernels.positions, size, *maps, classes=kernels.classes is not None)
     of_all, splits = (np.zeros((count, len(indices.names))) for count in (1, works[0].halves.splits))
     many = kernels.units * len(indices.names) > _HALF_PRECISION

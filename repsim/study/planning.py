@@ -195,7 +195,7 @@ def plan_study(shape: StudyShape, design: Design, limits: Limits, earlier: Seque
     available = limits.memory - limits.base - spare
     total = sum(map(len, shape.widths.values()))
     largest = max(map(len, shape.widths.values()))
-    needed = 0
+    least = math.inf
     for parts in range(1, len(design.members) + 1):
         most = max(largest, -(-total // parts))
         groups = divide(design.members, most, earlier=earlier)
@@ -204,7 +204,8 @@ def plan_study(shape: StudyShape, design: Design, limits: Limits, earlier: Seque
                 needed = _peak(shape, design, groups, kept=kept, panel=panel)
                 if needed <= available:
                     return _complete(shape, design, limits, groups, kept=kept, panel=panel, memory=needed)
-    needed += limits.base + spare
+                least = min(least, needed)
+    needed = int(least) + limits.base + spare
     raise TooLittleMemoryError(
         f"a study of {total} layers of {shape.n:,} samples takes {format_size(needed)} of memory at least; allowed are "
         f"{format_size(limits.memory)}",
@@ -257,7 +258,9 @@ def _peak(shape: StudyShape, design: Design, groups: Sequence[Group], *, kept: b
     stack = _STACK * (4 if shape.classes else 3)
     own_pairs = len(block.pairs({member.name: k for k, member in enumerate(design.members)}))
     parts = 8 * shape.units * 3 * shape.conditions * own_pairs
-    evaluating = _THREADS * 16 * tuning.current().jackknife_memory + 3 * parts
+    matrices = 8 * of_block.rows * of_block.columns * shape.kinds
+    at_once = max(matrices, min(tuning.current().jackknife_memory, shape.units * matrices))
+    evaluating = _THREADS * 16 * at_once + 3 * parts
     return held + sums + max(panels + means + stack, evaluating)
 
 

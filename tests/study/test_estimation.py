@@ -25,7 +25,7 @@ from repsim.study.universality import universality
 from repsim.testing.examples import TRAINED, UNTRAINED, write_networks
 
 N = 40
-MODELS = (*TRAINED, *UNTRAINED)
+MODELS = (*TRAINED[:3], *UNTRAINED[1:])
 
 
 @dataclass
@@ -36,11 +36,10 @@ class Case:
     plan: StudyPlan
 
     def estimate(self, plan: StudyPlan, sharing: Sharing | None = None) -> Estimates:
-        settings = settings_of(self.kernels, plan, self.controls, seed=1)
+        settings = settings_of(self.kernels, plan, self.controls, 1)
         return estimate(
-            self.design, self.kernels, plan, seed=1, steps=lambda _: lambda *_: None, settings=settings,
-            sharing=sharing,
-        )  # fmt: skip
+            self.design, self.kernels, plan, seed=1, steps=lambda _: lambda *_: None, sharing=sharing, settings=settings
+        )
 
     def divided(self, most: int) -> StudyPlan:
         """Return a plan with groups of at most this many layers."""
@@ -48,16 +47,16 @@ class Case:
         return replace(self.plan, groups=groups, blocks=blocks(groups))
 
 
-def make(folder: Path, stack: ExitStack, groups: np.ndarray | None = None) -> Case:
+def make(folder: Path, stack: ExitStack, n: int = N, groups: np.ndarray | None = None) -> Case:
     rng = np.random.default_rng(4)
-    stores = write_networks(folder, rng, N, learned=0.7, seen=0.6, models=MODELS, depth=3)
+    stores = write_networks(folder, rng, n, learned=0.7, seen=0.6, models=MODELS, depth=2)
     built = design([stack.enter_context(store) for store in stores])
     if groups is not None:
         built = replace(built, groups=Groups.of(groups))
     study_controls, classes = controls.inputs(built.stores), controls.classes(built)
     passes = kernels(built, study_controls, "cpu", classes=classes, keep=True, step=lambda: None)
     shape = shape_of(built, controls=[c.features.shape[1] for c in study_controls], classes=classes, metrics=[],
-                     permutations=19, splits=4)  # fmt: skip
+                     permutations=19, splits=8)  # fmt: skip
     return Case(built, study_controls, passes, plan_study(shape, built, Limits(2**40, 0, "cpu")))
 
 
@@ -65,7 +64,7 @@ def make(folder: Path, stack: ExitStack, groups: np.ndarray | None = None) -> Ca
 def case(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[Case]:
     groups = None if request.param == "samples" else np.arange(N) % 4 + 4 * (np.arange(N) // 8)
     with ExitStack() as stack:
-        yield make(tmp_path_factory.mktemp("stores"), stack, groups)
+        yield make(tmp_path_factory.mktemp("stores"), stack, groups=groups)
 
 
 @pytest.fixture(scope="module")
@@ -96,16 +95,16 @@ def test_few_models_are_one_block(case: Case) -> None:
     assert case.plan.groups == [case.design.members]
 
 
-@pytest.mark.parametrize("most", [3, 6, 9, 15])
+@pytest.mark.parametrize("most", [2, 4, 6])
 def test_blocks_of_models_give_what_the_whole_gives(case: Case, whole: Estimates, most: int) -> None:
-    """Groups of one to five models: every index, its values on splits and without each sample, and all errors."""
+    """Groups of one to three models: every index, its values on splits and without each sample, and all errors."""
     plan = case.divided(most)
-    assert len(plan.groups) == -(-8 * 3 // most)
+    assert len(plan.groups) == -(-6 * 2 // most)
     assert_alike(case.estimate(plan), whole, 1e-9)
 
 
 def test_the_matrix_is_symmetric_with_one_on_the_diagonal(case: Case, whole: Estimates) -> None:
-    for estimates in (whole, case.estimate(case.divided(6))):
+    for estimates in (whole, case.estimate(case.divided(4))):
         R = estimates.matrices
         np.testing.assert_array_equal(R, R.swapaxes(-1, -2))
         np.testing.assert_array_equal(np.diagonal(R[0]), 1)
@@ -119,7 +118,7 @@ def test_without_gives_the_indices_without_each_unit(whole: Estimates) -> None:
 
 
 def test_finished_blocks_are_read_again_to_the_bit(case: Case, tmp_path: Path) -> None:
-    plan, sharing = case.divided(9), Sharing(Checkpoints(tmp_path / "parts", keep=True))
+    plan, sharing = case.divided(4), Sharing(Checkpoints(tmp_path / "parts", keep=True))
     first = case.estimate(plan, sharing)
     parts = {path: path.stat().st_mtime_ns for path in (tmp_path / "parts").glob("*.part")}
     assert len(parts) == len(plan.blocks) == 6
@@ -163,11 +162,11 @@ def least_memory(case: Case) -> int:
 
 
 def test_too_little_memory_is_refused_in_one_line(case: Case) -> None:
-    with pytest.raises(TooLittleMemoryError, match=r"a study of 24 layers of 40 samples takes .* at least") as caught:
+    with pytest.raises(TooLittleMemoryError, match=r"a study of 12 layers of 40 samples takes .* at least") as caught:
         plan_study(case.plan.shape, case.design, Limits(2**20, base_memory("cpu"), "cpu"))
     assert "\n" not in str(caught.value)
     assert caught.value.allowed == 2**20
-    with pytest.raises(TooLittleMemoryError, match="24 layers"):
+    with pytest.raises(TooLittleMemoryError, match="12 layers"):
         universality([member.store for member in case.design.members], ["cka"], memory="1MB", permutations=19)
 
 
@@ -185,7 +184,7 @@ def test_a_study_in_the_least_memory_equals_one_in_plenty(tmp_path: Path, tuned:
     """Groups of single models, layers read again as needed, small panels."""
     tuned(smallest_panel=16, panel=64)
     with ExitStack() as stack:
-        case = make(tmp_path, stack)
+        case = make(tmp_path, stack, n=150)
         stores, least = [member.store for member in case.design.members], least_memory(case)
         plan = plan_study(case.plan.shape, case.design, Limits(least, base_memory("cpu"), "cpu"))
         options: dict[str, Any] = {"permutations": 19, "draws": 50, "seed": 1}
@@ -195,5 +194,6 @@ def test_a_study_in_the_least_memory_equals_one_in_plenty(tmp_path: Path, tuned:
     assert not plan.kept
     assert plan.panel == 16
     for name, values in numbers(plenty).items():
-        np.testing.assert_allclose(numbers(tight)[name], values, atol=1e-8, err_msg=name)
+        permuted = name.startswith(("threshold", "calibrated"))  # residuals are permuted in float32
+        np.testing.assert_allclose(numbers(tight)[name], values, atol=1e-6 if permuted else 1e-8, err_msg=name)
     assert tight.attrs["summary"] == plenty.attrs["summary"]

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from repsim.engine.checkpoints import Checkpoints
+from repsim.runtime.progress import counter
 from repsim.study.units import Sharing, flat, shaped
 
 NAMES = {"a": "unit a", "b": "unit b", "c": "unit c"}
@@ -31,10 +32,12 @@ class Work:
 
 def compute(sharing: Sharing, names: dict[str, str] | None = None) -> list[str]:
     """Compute all units; return which were computed."""
-    work, steps = Work(), list[None]()
-    units = sharing.compute(names or NAMES, SIZES, work, lambda: steps.append(None))
+    work, reports = Work(), list[tuple[int, int | None]]()
+    step = counter(len(NAMES), lambda *done: reports.append(done))
+    units = sharing.compute(names or NAMES, SIZES, work, step)
     assert list(units) == list(NAMES)
-    assert len(steps) == len(NAMES)
+    finished = len(NAMES) - len(work.computed)
+    assert [done for done, _ in reports if done > finished] == list(range(finished + 1, len(NAMES) + 1))
     for key, numbers in units.items():
         np.testing.assert_array_equal(numbers, values(key))
     return work.computed
