@@ -700,7 +700,7 @@ def without_intervals(design: Design, kernels: AnyKernels, seed: int) -> Inferen
     none, unknown = np.full((2, len(theta)), np.nan), np.full((1, size, size), np.nan)
     return evidence_of(
         design, kernels,
-        Estimates(unknown, indices, theta, theta, by_split, none, {}, (np.nan,), np.full(size, np.nan), None),
+        Estimates(unknown, indices, theta, theta, by_split, none, {}, (np.nan,), np.full(size, np.nan), None, None),
     )  # fmt: skip
 
 
