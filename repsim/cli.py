@@ -28,7 +28,7 @@ from repsim.commands import (
     terminal,
 )
 from repsim.errors import MissingDigestWarning, OtherProcessError, RepsimError, reason
-from repsim.runtime.heap import use_huge_pages
+from repsim.runtime.heap import let_threads_sleep, use_huge_pages
 
 
 class _UserError(click.ClickException):
@@ -51,7 +51,8 @@ class _Group(stopping.StoppableGroup):
     """Group that shows an error that the user can correct as one line, with exit code 2."""
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
-        use_huge_pages()  # before torch is imported
+        use_huge_pages()  # these before torch is imported
+        let_threads_sleep()
         terminal.escape_unencodable_text()
         with terminal.warnings_as_notes():
             return super().main(*args, **kwargs)

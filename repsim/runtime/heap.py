@@ -1,4 +1,4 @@
-"""Set how the C library keeps freed memory, and the size of the pages in which torch requests memory.
+"""Set how a process uses its machine: freed memory, the size of its pages, and how its threads wait.
 
 All settings concern the whole process. They change no value, and do nothing where the C library is not glibc.
 """
@@ -11,6 +11,8 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 """Parameters of ``mallopt``, from malloc.h."""
 _HUGE_PAGES = "THP_MEM_ALLOC_ENABLE"
 """Variable of the environment that torch reads when it first allocates memory."""
+_WAITING = "OMP_WAIT_POLICY"
+"""Variable of the environment that the library of threads (OpenMP) reads when it is loaded."""
 
 
 def use_huge_pages() -> None:
@@ -21,6 +23,16 @@ def use_huge_pages() -> None:
     it off with ``THP_MEM_ALLOC_ENABLE=0``, and a program that calls repsim turns it on with 1.
     """
     os.environ.setdefault(_HUGE_PAGES, "1")
+
+
+def let_threads_sleep() -> None:
+    """Let the threads of torch sleep while they wait for one another, unless the environment already decides it.
+
+    By default they wait by running, for up to 200 ms. Beside other programs, a thread that others wait for is itself
+    waiting for a processor: preparing the layers of a study took eight times the processor time (docs/benchmarks.md).
+    This has an effect only before torch is imported, so the command line calls it first.
+    """
+    os.environ.setdefault(_WAITING, "PASSIVE")
 
 
 def keep_freed_blocks() -> None:

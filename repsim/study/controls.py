@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from repsim.labels import CHARACTERS, EMBEDDINGS, INPUT, INPUTS, STATISTICS, TOKENS, VALUES
 from repsim.metrics.recipes.groups import Groups
+from repsim.runtime.progress import Progress, counter
 from repsim.stores.alignment import AlignedView
 from repsim.stores.store import ActivationStore
 from repsim.study.design import Design
@@ -49,7 +50,9 @@ def has_input(store: ActivationStore) -> bool:
     return any(store.control(*key) is not None for key in _MOST)
 
 
-def inputs(stores: Sequence[ActivationStore], view: AlignedView | None = None) -> list[Control]:
+def inputs(
+    stores: Sequence[ActivationStore], view: AlignedView | None = None, progress: Progress | None = None
+) -> list[Control]:
     """Return the input of the networks as a few controls that are not all linear in it.
 
     The dictionaries of `repsim.study.input_kernels` and `repsim.study.text_kernels` are made of the input of every
@@ -57,7 +60,8 @@ def inputs(stores: Sequence[ActivationStore], view: AlignedView | None = None) -
     Equal ones, and those that differ by an offset and a scale, are used once. The kernels that span all are selected.
     So if some networks see pictures and others texts, both are controls of all layers. Stores without an input are not
     among the ``members``.
-    If samples are paired, ``view`` says which rows of the stores belong together.
+    If samples are paired, ``view`` says which rows of the stores belong together. ``progress`` is called with the number
+    of kernels that are made, after the selection.
     """
     seen = tuple(store.model for store in stores if has_input(store))
     candidates = [*chain.from_iterable(_candidates(key, stores, view) for key in INPUTS)]
@@ -66,7 +70,11 @@ def inputs(stores: Sequence[ActivationStore], view: AlignedView | None = None) -
     kinds = [values.dtype for store in stores for key in INPUTS if (values := store.control(*key)) is not None]
     dtype = np.float64 if np.float64 in kinds else np.float32
     selected = select(candidates, most=most or MOST)
-    return [Control(kernel.name, kernel.features().astype(dtype), seen) for kernel in selected]
+    step, made = counter(len(selected), progress), []
+    for kernel in selected:
+        made.append(Control(kernel.name, kernel.features().astype(dtype), seen))
+        step()
+    return made
 
 
 _MOST = {INPUT: MOST, TOKENS: 3 * MOST, VALUES: MOST}

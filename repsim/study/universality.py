@@ -25,10 +25,11 @@ from repsim.results.files import save_result
 from repsim.runtime.deprecation import warn_deprecated
 from repsim.runtime.files import check_output, locked, replacing
 from repsim.runtime.hardware import choose_device
+from repsim.runtime.heap import limit_heap_fragmentation
 from repsim.runtime.memory import memory_to_use
 from repsim.runtime.options import accept_options, sort_keywords
 from repsim.runtime.processes import ranks
-from repsim.runtime.progress import Steps, counter, report_steps
+from repsim.runtime.progress import Progress, Steps, counter, report_steps
 from repsim.stores.alignment import AlignedView
 from repsim.stores.opening import ArraysLike, StoreLike, open_all
 from repsim.study import controls as control
@@ -170,7 +171,10 @@ def conduct(
             folder = Path(options.controls_folder or "controls")
             checkpoints = Checkpoints(parts, keep=True)
             with checkpoints.locked(first=me.first):
-                return _compute(stores, options, metrics, folder, Sharing(checkpoints, me), steps, command)
+                return _compute(
+                    stores, options, metrics=metrics, folder=folder, sharing=Sharing(checkpoints, me), steps=steps,
+                    command=command,
+                )  # fmt: skip
         path = Path(out)
         _check_name(path)
         if me.first:
@@ -179,7 +183,10 @@ def conduct(
         checkpoints = Checkpoints(parts or path.with_name(f"{path.name}.parts"), keep=True)
         # a study may take hours: no other process computes it at the same time
         with locked(path) if me.first else nullcontext(), checkpoints.locked(first=me.first):
-            study = _compute(stores, options, metrics, folder, Sharing(checkpoints, me), steps, command)
+            study = _compute(
+                stores, options, metrics=metrics, folder=folder, sharing=Sharing(checkpoints, me), steps=steps,
+                command=command,
+            )  # fmt: skip
             if me.first:
                 save_result(study, path, overwrite=options.overwrite)
             me.wait()
@@ -205,8 +212,8 @@ def explain_plan(
         study = _designed(open_all(stores, stack), options)
         permutations = options.permutations or permutation_nulls.permutations_for(len(study.pairs))
         plan, _, _ = _planned(
-            study, _selected(metrics or options.metrics or METRICS), permutations, device,
-            memory_to_use(device, options.memory), Sharing(checkpoints),
+            study, _selected(metrics or options.metrics or METRICS), permutations=permutations, device=device,
+            memory=memory_to_use(device, options.memory), sharing=Sharing(checkpoints),
         )  # fmt: skip
         first = study.members[0]
         lines = plan.lines(rates(device, AlignedView(first.store).stream(first.store, first.arrays[0], device)))
@@ -260,6 +267,7 @@ def _without_earlier_keywords(keywords: dict[str, Any]) -> dict[str, Any]:
 def _compute(
     stores: Sequence[StoreLike | ArraysLike] | ArraysLike,
     options: UniversalityOptions,
+    *,
     metrics: Sequence[str | Metric[Any]] | None,
     folder: Path,
     sharing: Sharing,
@@ -300,13 +308,15 @@ def _compute(
 def _planned(
     study: Design,
     selected: Sequence[Metric[Any]],
+    *,
     permutations: int,
     device: str,
     memory: int,
     sharing: Sharing,
+    progress: Progress | None = None,
 ) -> tuple[StudyPlan, list[control.Control], Groups | None]:
     """Return the plan of a study, its controls of the input, and the classes of its samples."""
-    controls = [*control.inputs(study.stores)]
+    controls = control.inputs(study.stores, progress=progress)
     classes = control.classes(study)
     shape = shape_of(
         study, controls=[one.features.shape[1] for one in controls], classes=classes,
@@ -329,7 +339,11 @@ def _collect_evidence(
     steps: Steps,
 ) -> Evidence:
     """Run all passes over the data."""
-    plan, controls, classes = _planned(study, selected, permutations, device, memory, sharing)
+    limit_heap_fragmentation()
+    plan, controls, classes = _planned(
+        study, selected, permutations=permutations, device=device, memory=memory, sharing=sharing,
+        progress=steps("choosing kernels of the input"),
+    )  # fmt: skip
     others = [metric for metric in selected if metric != CKA()]
     _keep_groups(sharing, plan)
     count = sum(len(m.arrays) for m in study.members) + len(controls)
