@@ -246,7 +246,7 @@ def column_sums(x: Tensor, *, minus: Float64[Tensor, " p"] | None = None) -> Flo
 
 
 def map_pieces(work: Callable[..., T], x: Rows, parts: Iterable[tuple[Any, ...]]) -> list[T]:
-    """Call ``work`` with every part of x: in threads on a CPU, also if x is read from a file, and otherwise in order."""
+    """Call ``work`` with every part of x: in threads on a CPU, also if x is read from a file, or else in order."""
     if x.device.type == "cpu":
         return map_in_threads(work, *zip(*parts, strict=True))
     return [work(*part) for part in parts]

@@ -60,8 +60,8 @@ def inputs(
     Equal ones, and those that differ by an offset and a scale, are used once. The kernels that span all are selected.
     So if some networks see pictures and others texts, both are controls of all layers. Stores without an input are not
     among the ``members``.
-    If samples are paired, ``view`` says which rows of the stores belong together. ``progress`` is called with the number
-    of kernels that are made, after the selection.
+    If samples are paired, ``view`` says which rows of the stores belong together. ``progress`` is called with the
+    number of kernels that are made, after the selection.
     """
     seen = tuple(store.model for store in stores if has_input(store))
     candidates = [*chain.from_iterable(_candidates(key, stores, view) for key in INPUTS)]
