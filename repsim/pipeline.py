@@ -166,11 +166,11 @@ def study_steps(
             raise
         # a second run fails now and not after hours, when the study already exists
         with locked(target) if me.first else nullcontext():
-            known = None
+            earlier = None
             if me.first:
-                known = None if overwrite or not target.exists() else _same_study(plan, list(stores.values()))
-            study = known
-            if me.broadcast(known is None):
+                earlier = None if overwrite or not target.exists() else _same_study(plan, list(stores.values()))
+            study = earlier
+            if me.broadcast(earlier is None):
                 if me.first:
                     check_output(target, overwrite=overwrite)
                 paths = me.broadcast([stores[k] for k in sorted(stores)])
@@ -180,7 +180,7 @@ def study_steps(
                     _keep_text(plan.text, plan.out)
             if not me.first or study is None:
                 return
-            if known is not None:
+            if earlier is not None:
                 yield UpToDate(target, "holds this study already")
                 remove_partial(target)
                 if not (plan.out / "study.yaml").exists():  # the run that saved the study was killed right then

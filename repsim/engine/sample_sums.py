@@ -143,7 +143,7 @@ class SampleSums(GramSweep):
         self._keep, self._cubes = keep, cubes
         self._widest_first = sorted(range(layers), key=lambda k: -self.draws[k].p)  # so that threads end together
         self._upper = torch.triu_indices(self.height, self.width, device=self._place) if self.square else None
-        """Pairs whose sums of single samples are kept if the rows are the columns: half of all, as they are symmetric."""
+        """Pairs whose sums of single samples are kept if the rows are the columns: half of all, by symmetry."""
         kept_pairs = self.height * self.width if self._upper is None else self._upper.shape[1]
         whole("cells", parts, parts, *shape)
         whole("own cells", parts, parts, layers)
@@ -213,7 +213,7 @@ class SampleSums(GramSweep):
         total = torch.zeros(self._subsets.shape[1] * classes, layer.p, dtype=torch.float64, device=self._place)
         for i in pieces(layer.features):
             total.index_add_(0, place[i], layer.features[i].to(total))
-        return total.unflatten(0, (-1, classes)).cpu()
+        return total.view(self._subsets.shape[1], classes, layer.p).cpu()
 
     @functools.cache  # noqa: B019 - lives as long as the sweep
     def _class_sizes(self) -> Float64[Tensor, "subsets classes"]:

@@ -38,8 +38,8 @@ class LeaveOneGroupOutWithinClasses(LeaveOneOut):
 
         <A, B>_(-u) = <A, B> - 2 sum_(i in u) D_i - 2 / (m - k) sum_j a_j b_j,
 
-    with D_i = sum_j A_ij B_ij, a_j = sum_(i in u) A_ij and b_j likewise. Nothing moves if no sample of the class is left.
-    Single samples are left out by `repsim.engine.sample_sums`.
+    with D_i = sum_j A_ij B_ij, a_j = sum_(i in u) A_ij and b_j likewise. Nothing moves if no sample of the class is
+    left. Single samples are left out by `repsim.engine.sample_sums`.
 
     Parameters
     ----------

@@ -234,12 +234,12 @@ class GroupedSums(BlockSums):
 
     @property
     def cubes(self) -> None:
-        """None: third moments are those of permutations of single samples."""
+        """Nothing: third moments are those of permutations of single samples."""
         return None
 
     @property
     def row_squares(self) -> None:
-        """None, for the same reason."""
+        """Nothing, for the same reason."""
         return None
 
     def halves(self) -> Iterator[tuple[Similarities, Similarities]]:

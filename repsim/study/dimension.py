@@ -10,8 +10,8 @@ def effective_dimension(gram: Gram, squares: float) -> float:
     """Estimate the participation ratio tr(C)^2 / tr(C^2) of the covariance C of a layer from few samples.
 
     tr(C) is estimated by sum_i g_i / (n - 1) and tr(C^2) by ||A||^2 / (n (n - 3)), where g_i are the squared norms of
-    the n centred samples and A is their U-centred linear kernel. It is 1 if all samples lie on a line, and p if the layer
-    varies equally along all of its p features.
+    the n centred samples and A is their U-centred linear kernel. It is 1 if all samples lie on a line, and p if the
+    layer varies equally along all of its p features.
 
     Parameters
     ----------

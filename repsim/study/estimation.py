@@ -72,7 +72,7 @@ class Estimates:
 
     def without(self, columns: Sequence[int] | Int64[np.ndarray, " k"]) -> Float64[np.ndarray, "units k"]:
         """Return the indices in some columns, without each sample or group of samples."""
-        return self.theta_of_all[columns] - self.changes[:, columns]
+        return np.asarray(self.theta_of_all[columns] - self.changes[:, columns])
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,7 +95,8 @@ class BlockEstimates:
 
     def flat(self) -> Float64[np.ndarray, " all"]:
         """Return all numbers as one vector."""
-        return np.concatenate([getattr(self, field.name).ravel() for field in fields(self)])
+        arrays: list[np.ndarray] = [getattr(self, field.name) for field in fields(self)]
+        return np.concatenate([array.ravel() for array in arrays])
 
     @classmethod
     def from_flat(cls, numbers: Float64[np.ndarray, " all"], shapes: Sequence[tuple[int, ...]]) -> "BlockEstimates":
@@ -288,7 +289,7 @@ def estimate(
     sharing
         Where finished blocks are kept, and the processes that share the work of each.
     settings
-        Text of all on which the blocks depend, beside their models (`settings_of`).
+        Text of everything on which the blocks depend, beside their models (`settings_of`).
     sums
         Function that returns the sums of a block, called like `block_sums`.
     """
@@ -379,10 +380,11 @@ def _assembled(
             cubes[layers] = block.cubes
             if len(block.row_squares):
                 rows_of_all[:, layers] = block.row_squares
-        for whole, of_block in zip(maps, work.maps(block.maps), strict=True):
-            whole.update(of_block)
+        for whole, of_pairs in zip(maps, work.maps(block.maps), strict=True):
+            whole.update(of_pairs)
     matrices = (matrices + matrices.swapaxes(-1, -2)) / 2  # rounding
-    indices = Indices(design, kernels.positions, size, *maps, classes=kernels.classes is not None)
+    halved, best = maps
+    indices = Indices(design, kernels.positions, size, halved, best, classes=kernels.classes is not None)
     of_all, splits = (np.zeros((count, len(indices.names))) for count in (1, works[0].halves.splits))
     many = kernels.units * len(indices.names) > _HALF_PRECISION
     changes = np.zeros((kernels.units, len(indices.names)), np.float32 if many else np.float64)
@@ -391,7 +393,7 @@ def _assembled(
     errors = {kind: np.full((size, size), np.nan) for kind in conditions}
     for number, work in enumerate(works):
         block, blocks[number] = blocks[number], None  # type: ignore[call-overload]
-        of_block = work.indices(*maps)
+        of_block = work.indices(halved, best)
         for k, key in enumerate(of_block.parts):
             numbers = block.of_all[k], block.splits[:, k], block.without[:, k]
             if key in indices.column_of:

@@ -154,7 +154,7 @@ class Kernels:
         """Return some layers, in this order."""
         new = {k: i for i, k in enumerate(selected)}
         positions = {name: np.array([new[k] for k in old if k in new], int) for name, old in self.positions.items()}
-        names, grams = (tuple(values[k] for k in selected) for values in (self.names, self.grams))
+        names, grams = tuple(self.names[k] for k in selected), tuple(self.grams[k] for k in selected)
         return Kernels(names, grams, positions, self.undefined, self.classes)
 
     def part(self, samples: Int64[np.ndarray, " m"], selected: Iterable[int]) -> "Kernels":

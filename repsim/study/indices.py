@@ -162,7 +162,8 @@ class Indices:
         try:
             return residual_between(values, *own, where.row_of[controls].tolist(), where.column_of[controls].tolist())
         except UndefinedValueError:  # on half of the samples a control can be constant
-            return np.full(values.shape, np.nan), *(np.full(norms.shape, np.nan) for norms in own)
+            of_rows, of_columns = (np.full(norms.shape, np.nan) for norms in own)
+            return np.full(values.shape, np.nan), of_rows, of_columns
 
     def _given_twins(self, where: Similarities) -> Float64[np.ndarray, "*batch rows columns"]:
         """Return partial CKA given the untrained twins of each layer; controls of the input take no part."""

@@ -97,7 +97,7 @@ class Setting:
     @property
     def n(self) -> int:
         """Number of samples."""
-        return self.orders.shape[1]
+        return int(self.orders.shape[1])
 
 
 def measure_all(
@@ -275,7 +275,7 @@ class _Comparison:
         }
         shapes = (_shapes(pair.a), _shapes(pair.b))
         widths = [
-            [metric.width(x, shape.p) if x is not None else -1 for x, shape in zip(factors, of_side, strict=True)]
+            np.array([-1 if x is None else metric.width(x, one.p) for x, one in zip(factors, of_side, strict=True)])
             for factors, of_side in zip((a, b), shapes, strict=True)
         ]
         if pair.name in self._tested:
@@ -318,8 +318,8 @@ class _Comparison:
         pairs = sorted(setting.pairs, key=lambda pair: self._block_of[pair.name])
         shapes = [(len(pair.a.layers), len(pair.b.layers)) for pair in pairs]
         members = {m.name: (m.store.checksum, m.arrays) for pair in pairs for m in (pair.a, pair.b)}
-        about = repr((__version__, "half", planned.metric.spec, [(pair.name, *map(members.get, (pair.a.name, pair.b.name)))
-                      for pair in pairs], setting.device.partition(":")[0]))  # fmt: skip
+        compared = [(pair.name, members[pair.a.name], members[pair.b.name]) for pair in pairs]
+        about = repr((__version__, "half", planned.metric.spec, compared, setting.device.partition(":")[0]))
         names = {
             k: f"{hashlib.sha256(half.tobytes()).hexdigest()} {about}" for k, half in enumerate(samples)
         }  # fmt: skip

@@ -110,11 +110,11 @@ def residual_between(
     along_rows = values[..., in_columns] @ vectors
     along_columns = values[..., in_rows, :].swapaxes(-1, -2) @ vectors
     C = values - (along_rows / roots) @ along_columns.swapaxes(-1, -2)
-    own = tuple(
+    of_rows, of_columns = (
         np.where(defined[..., None], norms - (np.square(along) / roots).sum(-1), np.nan)
         for norms, along in ((own_rows, along_rows), (own_columns, along_columns))
     )
-    return np.where(defined[..., None, None], C, np.nan), *own
+    return np.where(defined[..., None, None], C, np.nan), of_rows, of_columns
 
 
 def partial(R: ArrayLike, controls: Sequence[int]) -> Matrices:

@@ -101,7 +101,7 @@ class Reduced:
     @cached_property
     def observed(self) -> Float64[np.ndarray, "rows columns"]:
         """Debiased CKA of the rows with the columns, of what is permuted."""
-        return self.plain.cka()[np.ix_(*self.sides)]
+        return np.asarray(self.plain.cka()[np.ix_(*self.sides)])
 
     @cached_property
     def sides(self) -> tuple[Int64[np.ndarray, " rows"], Int64[np.ndarray, " columns"]]:

@@ -32,7 +32,7 @@ from repsim.study.blocks import Block, Group, blocks, divide
 from repsim.study.design import Design, Member, Pair
 
 _BASE = 2**29
-"""Bytes that a process takes for its libraries; a fixed number, so that a study is planned in the same way each time."""
+"""Bytes that a process takes for its libraries; fixed, so that a study is planned in the same way each time."""
 _DIRECTIONS = 150
 """Shared directions of truncated layers that are assumed to predict the time of permutations."""
 _THREADS = 2

@@ -21,7 +21,7 @@ Numbers = Float64[np.ndarray, " all"]
 
 @dataclass(frozen=True)
 class Sharing:
-    """Where finished units are kept, and the processes that share the others."""
+    """Checkpoints in which finished units are kept, and the processes that share the others."""
 
     checkpoints: Checkpoints = field(default_factory=Checkpoints)
     me: Ranks = ALONE

@@ -170,7 +170,10 @@ def conduct(
             folder = Path(options.controls_folder or "controls")
             checkpoints = Checkpoints(parts, keep=True)
             with checkpoints.locked(first=me.first):
-                return _compute(stores, options, metrics, folder, Sharing(checkpoints, me), steps, command)
+                return _compute(
+                    stores, options, metrics=metrics, folder=folder, sharing=Sharing(checkpoints, me), steps=steps,
+                    command=command,
+                )  # fmt: skip
         path = Path(out)
         _check_name(path)
         if me.first:
@@ -179,7 +182,10 @@ def conduct(
         checkpoints = Checkpoints(parts or path.with_name(f"{path.name}.parts"), keep=True)
         # a study may take hours: no other process computes it at the same time
         with locked(path) if me.first else nullcontext(), checkpoints.locked(first=me.first):
-            study = _compute(stores, options, metrics, folder, Sharing(checkpoints, me), steps, command)
+            study = _compute(
+                stores, options, metrics=metrics, folder=folder, sharing=Sharing(checkpoints, me), steps=steps,
+                command=command,
+            )  # fmt: skip
             if me.first:
                 save_result(study, path, overwrite=options.overwrite)
             me.wait()
@@ -205,8 +211,8 @@ def explain_plan(
         study = _designed(open_all(stores, stack), options)
         permutations = options.permutations or permutation_nulls.permutations_for(len(study.pairs))
         plan, _, _ = _planned(
-            study, _selected(metrics or options.metrics or METRICS), permutations, device,
-            memory_to_use(device, options.memory), Sharing(checkpoints),
+            study, _selected(metrics or options.metrics or METRICS), permutations=permutations, device=device,
+            memory=memory_to_use(device, options.memory), sharing=Sharing(checkpoints),
         )  # fmt: skip
         first = study.members[0]
         lines = plan.lines(rates(device, AlignedView(first.store).stream(first.store, first.arrays[0], device)))
@@ -260,6 +266,7 @@ def _without_earlier_keywords(keywords: dict[str, Any]) -> dict[str, Any]:
 def _compute(
     stores: Sequence[StoreLike | ArraysLike] | ArraysLike,
     options: UniversalityOptions,
+    *,
     metrics: Sequence[str | Metric[Any]] | None,
     folder: Path,
     sharing: Sharing,
@@ -300,6 +307,7 @@ def _compute(
 def _planned(
     study: Design,
     selected: Sequence[Metric[Any]],
+    *,
     permutations: int,
     device: str,
     memory: int,
@@ -329,7 +337,9 @@ def _collect_evidence(
     steps: Steps,
 ) -> Evidence:
     """Run all passes over the data."""
-    plan, controls, classes = _planned(study, selected, permutations, device, memory, sharing)
+    plan, controls, classes = _planned(
+        study, selected, permutations=permutations, device=device, memory=memory, sharing=sharing
+    )
     others = [metric for metric in selected if metric != CKA()]
     _keep_groups(sharing, plan)
     count = sum(len(m.arrays) for m in study.members) + len(controls)

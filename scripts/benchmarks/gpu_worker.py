@@ -258,11 +258,11 @@ def compare_at(settings: Settings, n: int, rates: Mapping[str, float], loops: Ma
 
 def tiles(settings: Settings) -> Iterator[Row]:
     """Compare in Gram space with all sizes of tiles and panels, and name the best."""
-    from repsim import metrics  # noqa: PLC0415
     from repsim.metrics.algorithms.gram_space import GramSweep, tile_side  # noqa: PLC0415
+    from repsim.metrics.cka import CKA  # noqa: PLC0415
 
     n = settings.size(8192, 256)
-    cka = metrics.get("cka")
+    cka = CKA()
     left, right = sides(settings, n)
     rows, columns = ([cka.recipe(x) for x in side] for side in (left, right))
     times: dict[tuple[int, int], float] = {}
@@ -297,7 +297,7 @@ def stream(settings: Settings) -> Iterator[Row]:
         size = sum(path.stat().st_size for path in paths)
         yield "plain read of one store", f"{read(str(paths[0])) / 1e9:,.1f} GB/s", "perhaps from the page cache"
         for limit in (memory, None):
-            with Comparison(*paths, ["cka"], device=settings.device, memory=limit) as job:
+            with Comparison(paths[0], paths[1], ["cka"], device=settings.device, memory=limit) as job:
                 predicted = job.plan.seconds(job.rates())
                 kept = "kept" if job.plan.stages[0].kept else "read again"
                 start = time.perf_counter()

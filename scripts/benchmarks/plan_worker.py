@@ -45,7 +45,7 @@ def measure(name: str, settings: Settings) -> Result:
     from repsim.engine.comparison import Comparison  # noqa: PLC0415
 
     tiny = [activations({"x": 64}, 200, seed) for seed in (1, 2)]
-    compare(*tiny, [name], progress=False)  # warm up: imports and other one-time work
+    compare(tiny[0], tiny[1], [name], progress=False)  # warm up: imports and other one-time work
     names = list(SIDES)[-1:] if settings.few else list(SIDES)
     for size in names:
         a, b = (activations(side, settings.samples, seed) for seed, side in enumerate(SIDES[size], 1))

@@ -285,7 +285,12 @@ class SimulatedSums(BlockSums):
 
     @property
     def cubes(self) -> None:
-        """None: no Gram matrix is formed."""
+        """Nothing: no Gram matrix is formed."""
+        return None
+
+    @property
+    def row_squares(self) -> None:
+        """Nothing, for the same reason."""
         return None
 
     @property

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from itertools import combinations
+from itertools import combinations, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -101,7 +101,7 @@ def test_groups_have_at_most_the_size(study: Design) -> None:
         assert [name for group in names(groups) for name in group] == [member.name for member in study.members]
         for group in groups:
             assert len(group) == 1 or sum(len(member.arrays) for member in group) <= most
-        for one, other in zip(groups, groups[1:], strict=False):  # no two of them would fit together
+        for one, other in pairwise(groups):  # no two of them would fit together
             assert sum(len(m.arrays) for m in (*one, other[0])) > most
     assert names(divide(study.members, 1)) == [[member.name] for member in study.members]
     assert names(divide(study.members[:3], 2, size=lambda _: 1)) == [[*TRAINED[:2]], [TRAINED[2]]]
