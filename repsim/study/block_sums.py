@@ -234,12 +234,12 @@ class GroupedSums(BlockSums):
 
     @property
     def cubes(self) -> None:
-        """Nothing: third moments are those of permutations of single samples."""
+        """Unknown: third moments are those of permutations of single samples."""
         return None
 
     @property
     def row_squares(self) -> None:
-        """Nothing, for the same reason."""
+        """Unknown, for the same reason."""
         return None
 
     def halves(self) -> Iterator[tuple[Similarities, Similarities]]:

@@ -285,12 +285,12 @@ class SimulatedSums(BlockSums):
 
     @property
     def cubes(self) -> None:
-        """Nothing: no Gram matrix is formed."""
+        """Unknown: no Gram matrix is formed."""
         return None
 
     @property
     def row_squares(self) -> None:
-        """Nothing, for the same reason."""
+        """Unknown, for the same reason."""
         return None
 
     @property
