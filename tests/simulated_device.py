@@ -8,7 +8,7 @@ vector, a matrix and a vector; tensors made of a list of numbers; streams and pi
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from types import TracebackType
 from typing import Any
 
@@ -26,17 +26,18 @@ _WAITING = {"_local_scalar_dense", "_unique2", "bincount", "equal", "masked_sele
 
 
 class OnDevice(Tensor):
-    """Tensor of the device; ``values`` are on the CPU."""
+    """Tensor of the device."""
 
-    values: Tensor
+    on_cpu: Tensor
+    """Its values."""
 
     @staticmethod
     def __new__(cls, values: Tensor) -> "OnDevice":
-        tensor: OnDevice = Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+        tensor = Tensor._make_wrapper_subclass(
             cls, values.size(), strides=values.stride(), storage_offset=values.storage_offset(), dtype=values.dtype,
-            device=NAME,
+            device=torch.device(NAME),
         )  # fmt: skip
-        tensor.values = values
+        tensor.on_cpu = values
         return tensor
 
     @classmethod
@@ -47,8 +48,8 @@ class OnDevice(Tensor):
         """Return the numbers, for which the host waits."""
         return self.cpu().tolist()
 
-    def __repr__(self, **_: Any) -> str:
-        return f"on the device: {self.values}"
+    def __repr__(self, *, tensor_contents: Any = None) -> str:
+        return f"on the device: {self.on_cpu}"
 
 
 class _Mode(TorchDispatchMode):
@@ -76,11 +77,11 @@ class _Mode(TorchDispatchMode):
         masked = any(isinstance(index, OnDevice) and index.dtype == torch.bool for index in indices)
         if ours and (name in _WAITING or masked or (name in _COPIES and not on_device)):
             self._waited.append(name)
-        args, kwargs = tree_map_only(OnDevice, lambda tensor: tensor.values, (args, kwargs))
+        args, kwargs = tree_map_only(OnDevice, lambda tensor: tensor.on_cpu, (args, kwargs))
         result = function(*args, **kwargs)
         if not on_device:
             return result
-        wrapped = {id(tensor.values): tensor for tensor in ours}
+        wrapped = {id(tensor.on_cpu): tensor for tensor in ours}
 
         def wrap(tensor: Tensor) -> Tensor:
             before = wrapped.get(id(tensor), tensor)  # what is changed in place stays the same object
@@ -105,9 +106,10 @@ class SimulatedDevice:
     def __init__(self) -> None:
         self.waited: list[str] = []
         """Operations for which the host waited."""
-        self._mode, self._patch = _Mode(self.waited), pytest.MonkeyPatch()
+        self._stack = ExitStack()
 
     def __enter__(self) -> "SimulatedDevice":
+        patch = self._stack.enter_context(pytest.MonkeyPatch.context())
         submit = ThreadPoolExecutor.submit
 
         def in_mode(pool: ThreadPoolExecutor, work: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
@@ -117,19 +119,18 @@ class SimulatedDevice:
 
             return submit(pool, run)
 
-        self._patch.setattr(ThreadPoolExecutor, "submit", in_mode)
-        self._patch.setattr(torch, "inference_mode", torch.no_grad)  # the tensors cannot be made in inference mode
+        patch.setattr(ThreadPoolExecutor, "submit", in_mode)
+        patch.setattr(torch, "inference_mode", torch.no_grad)  # the tensors cannot be made in inference mode
         autocast = torch.autocast
 
         def cast(kind: str, *args: Any, **kwargs: Any) -> Any:
             return nullcontext() if kind == NAME else autocast(kind, *args, **kwargs)
 
-        self._patch.setattr(torch, "autocast", cast)
-        self._mode.__enter__()
+        patch.setattr(torch, "autocast", cast)
+        self._stack.enter_context(_Mode(self.waited))
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._mode.__exit__(kind, error, trace)
-        self._patch.undo()
+        self._stack.__exit__(kind, error, trace)

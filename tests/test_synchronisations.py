@@ -17,6 +17,7 @@ from repsim.engine import permutation
 from repsim.engine.shared_directions import truncate_jointly
 from repsim.engine.subsampling import subsampled
 from repsim.metrics.algorithms.gram_space import GramSweep
+from repsim.metrics.cka import CKA
 from repsim.metrics.recipes.groups import Groups
 from repsim.metrics.recipes.krylov import leading_by_krylov
 from repsim.metrics.recipes.rows import Centred, column_means
@@ -80,7 +81,7 @@ def test_tensors_of_two_devices_do_not_meet() -> None:
 def test_a_sweep_waits_once_for_a_unit_whatever_the_number_of_tiles(
     layers: list[Tensor], grouped: bool, waits: Waits
 ) -> None:
-    cka = metrics.get("cka")
+    cka = CKA()
     groups = Groups.of(np.arange(N) // 3) if grouped else None
     factors = [cka.recipe(x).grouped(groups) for x in layers]
     counts = {}
@@ -116,7 +117,7 @@ def test_preparing_neighbours_does_not_wait_for_pieces(
 
 @pytest.mark.parametrize("how", ["directions", "features", "groups"])
 def test_permutations_are_fetched_together(how: str, layers: list[Tensor], waits: Waits) -> None:
-    cka = metrics.get("cka")
+    cka = CKA()
     groups = Groups.of(np.arange(N) // 3) if how == "groups" else None
     factors = [cka.recipe(x).grouped(groups) for x in layers]
     if how == "directions":
@@ -133,7 +134,7 @@ def test_permutations_are_fetched_together(how: str, layers: list[Tensor], waits
 
 
 def test_subsamples_are_not_counted_row_by_row(layers: list[Tensor], waits: Waits) -> None:
-    cka, counts = metrics.get("cka"), []
+    cka, counts = CKA(), []
     for n in (60, N):
         factors = [cka.recipe(x[:n]) for x in layers]
         samples = torch.from_numpy(repsim.random_subsamples(n, 40, 3))

@@ -38,7 +38,8 @@ class Overwriting(nn.Module):
         self.twice = nn.Conv2d(8, 8, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.twice(self.twice(self.act(self.conv(x)))).mean((2, 3))
+        features: Tensor = self.twice(self.twice(self.act(self.conv(x))))
+        return features.mean((2, 3))
 
 
 class Cheating(nn.Module):
@@ -54,7 +55,8 @@ class Cheating(nn.Module):
 
 
 def small(picture: Any) -> Tensor:
-    return pil_to_tensor(resize(picture, (8, 8))) / 255
+    pixels: Tensor = pil_to_tensor(resize(picture, (8, 8)))
+    return pixels / 255
 
 
 def difference(one: ActivationStore, other: ActivationStore) -> float:
@@ -133,7 +135,10 @@ def test_channels_last_is_recorded_and_never_continues_another_store(tmp_path: P
     assert not {"channels_last", "compile"} & plain.provenance.keys()
     for option in ("channels_last", "compile"):
         with pytest.raises(OtherSettingsError, match=f"{option}: nothing before, true now"):
-            extract("test_resnet", folder, tmp_path, weights="random", batch_size=4, **{option: True})
+            extract(
+                "test_resnet", folder, tmp_path, weights="random", batch_size=4, compile=option == "compile",
+                channels_last=option == "channels_last",
+            )  # fmt: skip
     last = extract(
         "test_resnet", folder, tmp_path / "last", weights="random", batch_size=4, channels_last=True,
         readout="mean,flatten",

@@ -18,7 +18,7 @@ SHAPES = [(1, 1), (1, 7), (6, 6), (5, 9), (9, 6), (12, 8), (7, 11), (40, 25)]
 def gains(kind: str, p: int, q: int) -> Array:
     rng = np.random.default_rng(p * 100 + q)
     random = rng.normal(size=(p, q))
-    return {
+    kinds: dict[str, Array] = {
         "random": random,
         "zero": np.zeros((p, q)),
         "equal": np.full((p, q), 0.3),
@@ -28,7 +28,8 @@ def gains(kind: str, p: int, q: int) -> Array:
         "large": 1e9 * random,
         "nearly equal": 0.5 + 1e-10 * random,
         "one partner for all": random + 10 * (np.arange(q) == 0),
-    }[kind]
+    }
+    return kinds[kind]
 
 
 KINDS = ["random", "zero", "equal", "few values", "rank one", "small", "large", "nearly equal", "one partner for all"]

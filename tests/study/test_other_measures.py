@@ -239,9 +239,9 @@ def test_half_samples_are_of_whole_groups(tmp_path: Path, monkeypatch: pytest.Mo
         halves: list[list[int]] = []
         select = other_measures._select_samples
 
-        def record(x: torch.Tensor, samples: torch.Tensor) -> torch.Tensor:
+        def record(rows: Callable[[], Any], samples: torch.Tensor) -> torch.Tensor:
             halves.append(samples.tolist())
-            return select(x, samples)
+            return select(rows, samples)
 
         monkeypatch.setattr(other_measures, "_select_samples", record)
         orders = random_permutations(40, 19, groups=np.arange(40) // 2)
