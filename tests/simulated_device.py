@@ -10,7 +10,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, nullcontext
 from types import TracebackType
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -41,22 +41,24 @@ class OnDevice(Tensor):
         return tensor
 
     @classmethod
-    def __torch_dispatch__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        raise AssertionError(f"{function} in a thread in which the device is not simulated")
+    def __torch_dispatch__(cls, *args: Any, **_: Any) -> Any:
+        raise AssertionError(f"{args[0]} in a thread in which the device is not simulated")
 
     def tolist(self) -> Any:
         """Return the numbers, for which the host waits."""
         return self.cpu().tolist()
 
-    def __repr__(self, *, tensor_contents: Any = None) -> str:
+    def _description(self, **_: Any) -> str:
         return f"on the device: {self.on_cpu}"
+
+    __repr__: ClassVar[Any] = _description
 
 
 class _Mode(TorchDispatchMode):
     """Mode of one thread."""
 
     def __init__(self, waited: list[str]) -> None:
-        super().__init__()
+        TorchDispatchMode.__init__(self)
         self._waited = waited
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -28,7 +28,7 @@ def run_in_fresh_process(
     """Run a worker once in a new process that imports repsim from this checkout, and return its result."""
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     variables = {"OMP_NUM_THREADS": str(threads), "PYTHONWARNINGS": "ignore", "PYTHONPATH": path}
-    variables = os.environ | variables | (env or {})
+    variables = os.environ | variables | dict(env or {})
     try:
         command = [python, str(worker), json.dumps(settings)]
         done = subprocess.run(command, env=variables, capture_output=True, text=True, check=False)

@@ -39,11 +39,13 @@ def layers_of(rng: np.random.Generator, n: int = N) -> list[Array]:
     return [rng.normal(size=(n, p)) @ np.diag(np.linspace(0.5, 2, p)) + rng.normal(size=p) for p in WIDTHS]
 
 
-def factors(layers: Sequence[Array]) -> list[Gram]:
+def factors(layers: Sequence[NDArray[Any]]) -> list[Gram]:
     return [CKA().recipe(torch.from_numpy(x)) for x in layers]
 
 
-def summed(layers: Sequence[Array], sides: str = "equal", *, classes: Any = CLASSES, **options: Any) -> SampleSums:
+def summed(
+    layers: Sequence[NDArray[Any]], sides: str = "equal", *, classes: Any = CLASSES, **options: Any
+) -> SampleSums:
     grams = factors(layers)
     rows, columns = ([grams[k] for k in side] for side in SIDES[sides])
     of = None if classes is None else Groups.of(classes)
@@ -212,7 +214,7 @@ def test_a_layer_that_varies_in_one_sample_has_no_value_without_it(rng: np.rando
 def test_float32_is_as_accurate_as_the_comparison(rng: np.random.Generator, shift: float) -> None:
     """Large means are subtracted before anything is rounded to float32."""
     n = 200
-    layers = [np.float32(rng.normal(size=(n, p)) + shift) for p in (6, 64, 20)]
+    layers = [(rng.normal(size=(n, p)) + shift).astype(np.float32) for p in (6, 64, 20)]
     halves = draw_halves(np.arange(n), 4, seed=0)
     classes = np.arange(n) % 7
     SIDES["three"] = ([0, 1, 2], [0, 1, 2])
@@ -301,8 +303,8 @@ def test_the_scale_of_features_does_not_matter(rng: np.random.Generator) -> None
         (one.subset(1), other.subset(1)),
         (one.without(slice(3, 9)), other.without(slice(3, 9))),
     ):
-        cosines = [p.pairs / np.sqrt(p.own[..., :, None] * p.own[..., None, :]) for p in (a, b)]
-        np.testing.assert_allclose(*cosines, atol=1e-10)
+        first, second = (p.pairs / np.sqrt(p.own[..., :, None] * p.own[..., None, :]) for p in (a, b))
+        np.testing.assert_allclose(first, second, atol=1e-10)
 
 
 def test_other_kernels_are_refused(rng: np.random.Generator) -> None:

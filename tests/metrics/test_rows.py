@@ -149,7 +149,7 @@ def in_layout(x: torch.Tensor, layout: str) -> torch.Tensor:
     return x
 
 
-LAYERS = {
+LAYERS: dict[str, Callable[[np.random.Generator], Array]] = {
     "normal": lambda rng: rng.normal(size=(61, 5)),
     "all negative": lambda rng: -rng.uniform(1, 2, size=(61, 5)),
     "means of different sizes": lambda rng: rng.normal(size=(61, 5)) + np.array([0, 1e-3, 1e6, -1e7, 3]),

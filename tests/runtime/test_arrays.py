@@ -362,9 +362,9 @@ def test_one_value_that_is_not_finite_is_noticed_wherever_it_is(dtype: torch.dty
     large = torch.zeros(300, 400, dtype=dtype)
     assert is_finite(large)
     assert is_finite(large[:0])
-    for at in ((0, 0), (299, 399), (150, 3)):
-        large[at] = bad
+    for place in ((0, 0), (299, 399), (150, 3)):
+        large[place] = bad
         assert not is_finite(large)
         assert not is_finite(large.T)
         assert is_finite(large[:, 10:20])
-        large[at] = 0
+        large[place] = 0

@@ -109,10 +109,12 @@ def test_kernels_from_features_are_those_of_a_study(script: ModuleType, both: tu
     for one, other in zip(*(of.halves() for of in sums), strict=True):
         for a, b in zip(one, other, strict=True):
             np.testing.assert_allclose(a.values, b.values, atol=1e-6)
-    np.testing.assert_allclose(*(of.every.values for of in sums), atol=1e-6)
-    np.testing.assert_allclose(*(of.without(slice(3, 60)).values for of in sums), atol=1e-6)
-    selected = np.array([0, 3, 4])
-    np.testing.assert_allclose(*(of.values_on(halves.samples(2), selected) for of in both), atol=1e-6)
+    first, second = sums
+    np.testing.assert_allclose(first.every.values, second.every.values, atol=1e-6)
+    without = [of.without(slice(3, 60)).values for of in sums]
+    np.testing.assert_allclose(without[0], without[1], atol=1e-6)
+    half, selected = halves.samples(2), np.array([0, 3, 4])
+    np.testing.assert_allclose(of_features.values_on(half, selected), of_grams.values_on(half, selected), atol=1e-6)
 
 
 def test_some_of_the_networks_have_the_values_of_all(script: ModuleType, both: tuple[Any, Any]) -> None:
