@@ -42,8 +42,37 @@ def runs(widths: Mapping[str, int], n: int, seed: int) -> Iterator[tuple[slice, 
         )
 
 
-def stores(folder: Path, n: int) -> list[Path]:
-    """Write stores of two networks and their untrained twins, n samples of 100 classes, and return the paths."""
+def stores(folder: Path, n: int, models: int = 0, layers: int = 12, features: int = 256) -> list[Path]:
+    """Write stores of two networks and their untrained twins, n samples of 100 classes, and return the paths.
+
+    With ``models``, write stores of so many trained networks of as few families as there are tens of them instead.
+    """
+    if models:
+        return _many(folder, n, models, {f"layer{k}": features for k in range(layers)})
+    return _two(folder, n)
+
+
+def _many(folder: Path, n: int, models: int, widths: Mapping[str, int]) -> list[Path]:
+    from repsim.labels import LayerKey, SampleIds  # noqa: PLC0415
+    from repsim.stores.schema import ArraySpec, Contents  # noqa: PLC0415
+    from repsim.stores.writer import StoreWriter  # noqa: PLC0415
+
+    paths = []
+    for k in range(models):
+        name = f"family{k // 10}.seed{k % 10}"
+        paths.append(folder / f"{name}.h5")
+        specs = tuple(ArraySpec(LayerKey(name, layer, "given"), (p,)) for layer, p in widths.items())
+        provenance = {"extractor": "given", "architecture": f"family{k // 10}", "weights": "pretrained"}
+        contents = Contents(specs, SampleIds(tuple(map(str, range(n)))), "made", provenance)
+        with StoreWriter(paths[-1], contents) as writer:
+            for rows, layers in runs(widths, n, k + 1):
+                for spec in specs:
+                    writer.write(spec.key, rows, layers[spec.key.layer])
+                writer.mark_done(rows)
+    return paths
+
+
+def _two(folder: Path, n: int) -> list[Path]:
     from repsim.labels import LayerKey, SampleIds  # noqa: PLC0415
     from repsim.stores.schema import ArraySpec, Contents  # noqa: PLC0415
     from repsim.stores.writer import StoreWriter  # noqa: PLC0415
@@ -71,20 +100,36 @@ def stores(folder: Path, n: int) -> list[Path]:
     return paths
 
 
+def _seconds_to_open(path: Path) -> float:
+    from repsim import open_study  # noqa: PLC0415
+
+    start = time.perf_counter()
+    open_study(path)
+    return time.perf_counter() - start
+
+
 def main(settings: dict[str, Any]) -> dict[str, Any]:
     from repsim import compare, universality  # noqa: PLC0415
+    from repsim.study.options import UniversalityOptions  # noqa: PLC0415
+    from repsim.study.universality import explain_plan  # noqa: PLC0415
 
-    paths = stores(Path(settings["folder"]), settings["samples"])
+    paths = stores(
+        Path(settings["folder"]), settings["samples"], settings["models"], settings["layers"], settings["features"]
+    )
     rate = gemm("cpu", torch.float32)["seconds"]
     start = time.perf_counter()
-    compare(paths[0], paths[2], ["cka"])
+    compare(paths[0], paths[min(2, len(paths) - 1)], ["cka"])
     comparison = time.perf_counter() - start
+    made = UniversalityOptions(memory=settings["memory"], permutations=settings["permutations"])
+    plan = explain_plan(paths, made, metrics=settings["metrics"] or None)
     starts: list[tuple[str, float]] = []
     start = time.perf_counter()
     study = universality(
         paths,
         settings["metrics"] or None,
         permutations=settings["permutations"],
+        memory=settings["memory"],
+        out=Path(settings["folder"]) / "study.nc",
         progress=lambda name: starts.append((name, time.perf_counter())),
     )
     end = time.perf_counter()
@@ -93,6 +138,9 @@ def main(settings: dict[str, Any]) -> dict[str, Any]:
         "seconds": end - start,
         "steps": {name: after - before for (name, before), after in zip(starts, ends, strict=True)},
         "comparison": comparison,
+        "plan": plan,
+        "size": (Path(settings["folder"]) / "study.nc").stat().st_size,
+        "opened": _seconds_to_open(Path(settings["folder"]) / "study.nc"),
         "peak": peak_mib(),
         "rate": rate,
         "warnings": json.loads(study.attrs["warnings"]),
