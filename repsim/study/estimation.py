@@ -5,20 +5,19 @@ The work is done block by block (`repsim.study.blocks`). A finished block is kep
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from functools import cached_property
 from itertools import chain
 from typing import Any
 
 import numpy as np
-import torch
 from jaxtyping import Float, Float64, Int64
 
 from repsim._version import __version__
 from repsim.runtime import interrupts, tuning
 from repsim.runtime.processes import ALONE, Ranks
 from repsim.runtime.progress import Steps, counter
+from repsim.runtime.threads import map_in_threads
 from repsim.study.block_sums import BlockSums, Halves, block_sums, draw_halves
 from repsim.study.blocks import Block, Sides, sides
 from repsim.study.controls import Control
@@ -32,6 +31,8 @@ from repsim.study.units import Sharing
 
 _SPLIT_SAMPLES = 20_000
 """Number of samples of all splits together: with many samples, fewer splits are as precise."""
+_RUNS = 16
+"""Runs of units without which values are computed, and whose sums are added, before those of other runs."""
 _HALF_PRECISION = 2**27
 """Number of values without a sample from which they are kept in float32; their differences are, not the values."""
 
@@ -230,7 +231,7 @@ def without_each(
     """
     size = max(1, tuning.current().jackknife_memory // (8 * every.values.size))
     runs = [slice(start, min(start + size, units)) for start in range(0, units, size)]
-    own = runs[me.part(len(runs))]
+    groups = [runs[start : start + _RUNS] for start in range(0, len(runs), _RUNS)]
     of_all = {kind: indices.similarities(every, kind) for kind in indices.conditions}
 
     def evaluate(run: slice) -> tuple[Any, Any]:
@@ -239,16 +240,16 @@ def without_each(
         return indices.evaluate_parts(where), np.stack([[x.sum(0), np.square(x).sum(0)] for x in changes])
 
     rows, moments = [], []
-    with ThreadPoolExecutor(torch.get_num_threads(), "repsim-left-out") as threads:
-        for part, sums in threads.map(tuning.in_context(evaluate), own):
-            interrupts.check()
-            rows.append(part)
-            moments.append(sums)
-            if me.world == 1 and len(moments) > 1:  # in order, as below
-                moments = [moments[0] + moments[1]]
+    for group in groups[me.part(len(groups))]:
+        interrupts.check()
+        results = map_in_threads(evaluate, group)
+        rows += [part for part, _ in results]
+        moments.append(sum(sums for _, sums in results))
+        if me.world == 1 and len(moments) > 1:  # in order, as below
+            moments = [moments[0] + moments[1]]
     gathered = me.gather((rows, moments))
     every_row = [row for of_process, _ in gathered for row in of_process]
-    total = sum(chain.from_iterable(of_process for _, of_process in gathered))
+    total: Any = sum(chain.from_iterable(of_process for _, of_process in gathered))
     return np.concatenate(every_row), np.stack([errors_of(units, *of_kind) for of_kind in total])
 
 
