@@ -28,11 +28,12 @@ from repsim.metrics.recipes.cost import NOTHING, Cost
 from repsim.metrics.recipes.groups import Groups
 from repsim.runtime import tuning
 from repsim.runtime.files import format_duration, format_size
+from repsim.runtime.memory import memory_now
 from repsim.study.blocks import Block, Group, blocks, divide
 from repsim.study.design import Design, Member, Pair
 
-_BASE = 2**29
-"""Bytes that a process takes for its libraries; fixed, so that a study is planned in the same way each time."""
+_STEP = 2**28
+"""Bytes to which the memory of the process before the study is rounded up, so that it is planned alike each time."""
 _DIRECTIONS = 150
 """Shared directions of truncated layers that are assumed to predict the time of permutations."""
 _THREADS = 2
@@ -168,8 +169,8 @@ class StudyPlan:
 
 
 def base_memory(device: str) -> int:
-    """Return the bytes that a process takes before a study; 0 on a GPU, whose memory is separate."""
-    return 0 if device.startswith("cuda") else _BASE
+    """Return the bytes that a process takes before a study, in large steps; 0 on a GPU, whose memory is separate."""
+    return 0 if device.startswith("cuda") else -(-memory_now() // _STEP) * _STEP
 
 
 def plan_study(shape: StudyShape, design: Design, limits: Limits, earlier: Sequence[Sequence[str]] = ()) -> StudyPlan:

@@ -46,7 +46,6 @@ from repsim.study.options import METRICS, UniversalityOptions
 from repsim.study.other_measures import Setting, measure_all
 from repsim.study.planning import StudyPlan, base_memory, measured_pairs, plan_study, shape_of
 from repsim.study.units import Sharing
-from repsim.study.untrained_networks import extract_untrained
 
 _EQUAL = 1e-9
 """Layers whose debiased CKA is closer to 1 are equal."""
@@ -283,6 +282,9 @@ def _compute(
         opened = open_all(stores, stack)
         study = _designed(opened, options)
         if untrained:
+            # timm and torchvision take 200 MB, which a study of stores does not need
+            from repsim.study.untrained_networks import extract_untrained  # noqa: PLC0415
+
             extracted = extract_untrained(
                 study, untrained, folder, data=options.data, split=options.split, data_root=options.data_root,
                 device=options.device, progress=step("extracting untrained networks"),
@@ -316,6 +318,7 @@ def _planned(
     progress: Progress | None = None,
 ) -> tuple[StudyPlan, list[control.Control], Groups | None]:
     """Return the plan of a study, its controls of the input, and the classes of its samples."""
+    limits = Limits(memory, sharing.me.broadcast(base_memory(device)), device)  # before anything is in memory
     controls = control.inputs(study.stores, progress=progress)
     classes = control.classes(study)
     shape = shape_of(
@@ -323,7 +326,6 @@ def _planned(
         metrics=[metric for metric in selected if metric != CKA()], permutations=permutations,
         splits=splits_for(study.n),
     )  # fmt: skip
-    limits = Limits(memory, base_memory(device), device)
     return plan_study(shape, study, limits, _earlier_groups(sharing)), controls, classes
 
 
