@@ -293,11 +293,6 @@ class SimulatedSums(BlockSums):
         """Unknown, for the same reason."""
         return None
 
-    @property
-    def row_squares(self) -> None:
-        """None: no Gram matrix is formed."""
-        return None
-
     def halves(self) -> Iterator[tuple[Similarities, Similarities]]:
         """Yield the similarities on both halves, for each division of the samples."""
         everything = np.arange(len(self.kernels.names))
