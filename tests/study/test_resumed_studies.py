@@ -1,4 +1,4 @@
-"""Studies that are killed and resumed, shared by processes, or grown by a model: the same numbers, and no work twice."""
+"""Studies that are killed and resumed, shared by processes, or grown: the same numbers, and no work twice."""
 
 import sys
 import time
@@ -190,7 +190,8 @@ def test_a_study_grows_at_the_cost_of_what_is_new(tmp_path: Path) -> None:
     assert {name: after[name] for name in before} == before
     study_of(stores, fresh)
     # Half-samples of mutual kNN have all pairs of models, so all of them are new.
-    runs, kinds, orders = 4, 2, 2  # of permutations: 39 in runs of 10, raw and given the input, plain and within classes
+    # of permutations: 39 in runs of 10, raw and given the input, of all samples and within classes
+    runs, kinds, orders = 4, 2, 2
     pairs = [len(measured_pairs(design([open_store(path) for path in paths]))) for paths in (earlier, stores)]
     assert 3 <= pairs[1] - pairs[0] < pairs[0]
     blocks = 2  # of the new network with the earlier ones, and with itself
