@@ -44,20 +44,6 @@ class Products:
     """||A||^2 of all layers, those of the rows first; NaN for a layer that consists of rounding errors."""
 
 
-@dataclass(eq=False)
-class _Panel:
-    """Features of a run of samples, of all layers, and what follows from them; samples are sorted by their cell."""
-
-    features: list[Tensor]
-    """(samples, p) of each layer."""
-    of_classes: list[Tensor]
-    """H (samples, classes) of each layer: A_ij - H[i, class of j] - H[j, class of i] is centred within classes."""
-    transposed: list[Tensor]
-    """The same, (classes, samples)."""
-    own_class: Float64[Tensor, "layers subsets samples"]
-    """H of the sample's own class, centred within classes of each subset of the samples."""
-
-
 class SampleSums(GramSweep):
     """Sums over the tiles of U-centred Gram matrices, for pairs of rows and columns.
 
@@ -134,41 +120,24 @@ class SampleSums(GramSweep):
         """Whether the rows are the columns."""
         bits = 2 * math.ceil(math.log2(self._n))
         self._unit, self._cube_unit = 2.0 ** (bits - _BITS), 2.0 ** (bits * 3 / 2 - _BITS)
-        shape, layers, parts = (self.height, self.width), len(self.layers), self._subsets.shape[1]
-        self._sums: dict[str, Tensor] = {}
-
-        def whole(name: str, *size: int) -> None:
-            self._sums[name] = torch.zeros(size, dtype=torch.int64, device=self._place)
-
         self._keep, self._cubes = keep, cubes
-        self._widest_first = sorted(range(layers), key=lambda k: -self.draws[k].p)  # so that threads end together
+        self._widest_first = sorted(range(len(self.layers)), key=lambda k: -self.draws[k].p)  # threads end together
         self._upper = torch.triu_indices(self.height, self.width, device=self._place) if self.square else None
         """Pairs whose sums of single samples are kept if the rows are the columns: half of all, by symmetry."""
-        kept_pairs = self.height * self.width if self._upper is None else self._upper.shape[1]
-        whole("cells", parts, parts, *shape)
-        whole("own cells", parts, parts, layers)
-        if keep:
-            whole("samples", self._n, kept_pairs)
-            whole("own samples", self._n, 0 if self.square else layers)
-        if cubes:
-            whole("cubes", layers)
-        if classes is not None:
-            if keep:
-                whole("within", self._n, kept_pairs)
-                whole("own within", self._n, 0 if self.square else layers)
-            subsets_and_all = 1 + len(self._subsets)
-            whole("same class", subsets_and_all, *shape)
-            whole("own same class", subsets_and_all, layers)
-            whole("class means", subsets_and_all, *shape)
-            whole("own class means", subsets_and_all, layers)
+        self._sums = self._empty_sums()
         self._offsets64 = torch.stack(self._offsets(self.measures[0])).to(self._place)
         self._shifts = self._offsets64[:, self._order.to(self._place)].to(self.device, self.dtype)
-        self._with_all = np.concatenate([np.ones((1, parts), bool), self._subsets])
+        self._with_all = np.concatenate([np.ones((1, self._subsets.shape[1]), bool), self._subsets])
         """All samples, and then the subsets, as cells."""
         self._members = torch.from_numpy(self._with_all[:, np.asarray(cells, np.int64)]).to(self._place)
         """Whether each sample is in all samples, and in each subset."""
         self._cell_sums: list[Float64[Tensor, "cells classes p"]] = []
         self._means: list[Float[Tensor, "subsets classes p"]] = []
+        self._of_classes: list[Float[Tensor, "n classes"]] = []
+        """H of each layer, in the order in which samples are read."""
+        self._own_class = torch.empty(0)
+        """H of each sample's own class, (layers, subsets, n), centred within the classes of each subset."""
+        self._mean_sums: list[tuple[Float64[np.ndarray, "rows columns"], Float64[np.ndarray, " layers"]]] = []
 
     def _narrow(self, columns: Sequence[Gram]) -> None:
         """Leave out rows that are not among the columns: the layers of both are the last rows and the first columns."""
@@ -180,20 +149,40 @@ class SampleSums(GramSweep):
 
     # The sums
 
-    def prepare(self, gather: Callable[[dict[int, Any]], list[dict[int, Any]]], part: slice | None = None) -> None:
-        """Sum the features of every layer over cells and classes, in one pass over each layer.
+    def _empty_sums(self) -> dict[str, Tensor]:
+        """Return zeros for all sums: whole numbers, by their names."""
+        pairs, layers, parts = (self.height, self.width), len(self.layers), self._subsets.shape[1]
+        kept = self.height * self.width if self._upper is None else self._upper.shape[1]
+        shapes: dict[str, tuple[int, ...]] = {"cells": (parts, parts, *pairs), "own cells": (parts, parts, layers)}
+        for name in ("samples", "within") if self._classes is not None else ("samples",):
+            if self._keep:
+                shapes |= {name: (self._n, kept), f"own {name}": (self._n, 0 if self.square else layers)}
+        if self._cubes:
+            shapes["cubes"] = (layers,)
+        if self._classes is not None:
+            subsets = 1 + len(self._subsets)
+            for name in ("same class", "class means"):
+                shapes |= {name: (subsets, *pairs), f"own {name}": (subsets, layers)}
+        return {name: torch.zeros(shape, dtype=torch.int64, device=self._place) for name, shape in shapes.items()}
+
+    def prepare(
+        self,
+        gather: Callable[[dict[int, Any]], list[dict[int, Any]]] = lambda sums: [sums],
+        part: Callable[[int], slice] = lambda count: slice(0, count),
+    ) -> None:
+        """Sum the features of every layer over cells and classes, and centre by classes, in passes over each layer.
 
         Parameters
         ----------
         gather : callable
             Function that exchanges results among processes.
-        part : slice, optional
-            Layers that this process reads; by default all.
+        part : callable
+            Function that returns the share of this process of a number of items.
         """
         if not self._subsets.size and self._classes is None:
             return
-        own = range(len(self.layers))[part or slice(None)]
-        sums = {k: self._sum_features(self.layers[k]) for k in own}
+        own = range(len(self.layers))[part(len(self.layers))]
+        sums = dict(zip(own, map(self._sum_features, [self.layers[k] for k in own]), strict=True))
         exchanged = {k: values for part_of in gather(sums) for k, values in part_of.items()}
         self._cell_sums = [exchanged[k].to(self._place) for k in range(len(self.layers))]
         if self._classes is None:
@@ -204,6 +193,37 @@ class SampleSums(GramSweep):
             (torch.einsum("sk,kcp->scp", members, sums) / sizes).to(self.device, layer.dtype)
             for layer, sums in zip(self.layers, self._cell_sums, strict=True)
         ]
+        tables = self._in_threads(self._class_table, range(len(self.layers)))
+        self._of_classes = [of_classes for of_classes, _ in tables]
+        self._own_class = torch.stack([own_class for _, own_class in tables])
+        self._mean_sums = [self._mean_products(s, of_subset) for s, of_subset in enumerate(self._class_sizes())]
+        for i in self._panels_of[part(len(self._panels_of))]:
+            self._add_class_means(i)
+        self._means = []
+
+    def _class_table(self, k: int) -> tuple[Float[Tensor, "n classes"], Float[Tensor, "subsets n"]]:
+        """Return H of a layer for all samples and classes, and of each sample's own class in the subsets that have it.
+
+        The samples are in the order in which tiles have them; H of the own class is 0 in other subsets.
+        """
+        assert self._classes is not None, "there are classes"
+        layer, means = self.layers[k], self._means[k]
+        offsets, shifts = self._offsets64[k].to(means), self._class_offsets()[k].to(means)
+        numbers, members = self._classes.numbers.to(self.device), self._members.to(self.device)
+        diagonal = means.square().sum(2) - 2 * shifts
+        M = (means[0] @ means[0].T) - shifts[0] - shifts[0][:, None]
+        table = torch.empty(self._n, means.shape[1], dtype=self.dtype, device=self.device)
+        own = torch.zeros(len(means), self._n, dtype=self.dtype, device=self.device)
+        for i in pieces(layer.features):
+            x, c = layer.features[i], numbers[i]
+            table[i] = (x @ means[0].T - offsets[i, None] - shifts[0] - M[c] / 2).to(self.dtype)
+            for s, member in enumerate(members[:, i]):
+                inside = member.nonzero()[:, 0]
+                of = c[inside]
+                matching = torch.linalg.vecdot(means[s][of], x[inside]) - offsets[i][inside] - shifts[s][of]
+                own[s, i.start + inside] = (matching - diagonal[s][of] / 2).to(self.dtype)
+        order = self._order.to(self.device)
+        return table[order], own[:, order]
 
     def _sum_features(self, layer: Gram) -> Float64[Tensor, "cells classes p"]:
         classes = 1 if self._classes is None else self._classes.count
@@ -249,40 +269,8 @@ class SampleSums(GramSweep):
     @override
     def _rows(self, panel: int) -> Any:
         i = self._panels_of[panel]
-        order = self._order[i] - i.start
-        features = [draw.rows(i)[order.to(self.device)] for draw in self.draws]
-        if self._classes is None:
-            return _Panel(features, [], [], torch.empty(0))
-        assert self._numbers is not None, "set together with the classes"
-        samples, numbers = self._order[i].to(self._place), self._numbers[i].to(self.device)
-        offsets, of_classes = self._offsets64[:, samples], self._class_offsets()
-        tables, own = [], []
-        for k, x in enumerate(features):
-            means, shifts = self._means[k], of_classes[k].to(self.device, x.dtype)
-            G = x @ means[0].T - offsets[k, :, None].to(x) - shifts[0]
-            M = (means[0] @ means[0].T) - shifts[0] - shifts[0][:, None]
-            tables.append((G - M[numbers] / 2).to(self.dtype).contiguous())
-            own.append(self._own_class(k, x, numbers, samples).to(self.dtype))
-        return _Panel(features, tables, [H.T.contiguous() for H in tables], torch.stack(own))
-
-    def _own_class(
-        self,
-        k: int,
-        x: Float[Tensor, "samples p"],
-        numbers: Int64[Tensor, " samples"],
-        samples: Int64[Tensor, " samples"],
-    ) -> Float[Tensor, "subsets samples"]:
-        """Return H of each sample's own class, for layer k, in the subsets that have the sample; 0 in others."""
-        offsets, shifts = self._offsets64[k, samples].to(x), self._class_offsets()[k].to(x)
-        diagonal = self._means[k].square().sum(2) - 2 * shifts
-        members = self._members[:, samples].to(x.device)
-        own = x.new_zeros(members.shape)
-        for s, member in enumerate(members):
-            inside = member.nonzero()[:, 0]
-            c = numbers[inside]
-            matching = torch.linalg.vecdot(self._means[k][s][c], x[inside]) - offsets[inside] - shifts[s][c]
-            own[s, inside] = matching - diagonal[s][c] / 2
-        return own
+        order = (self._order[i] - i.start).to(self.device)
+        return [draw.rows(i)[order] for draw in self.draws]
 
     @override
     def _part(self, left: slice, right: slice, x: Any, y: Any, shifts: list[Tensor]) -> Sums:
@@ -290,8 +278,6 @@ class SampleSums(GramSweep):
         side = min(self.tile, max(left.stop - left.start, right.stop - right.start))
         kept = within and self._keep
         memory = torch.empty(2 + 2 * kept, layers * side**2, dtype=self.dtype, device=self.device)
-        if left == right and within:
-            self._add_class_means(left, x)
         for i, j in self._tiles(left, right):
             shape = (layers, i.stop - i.start, j.stop - j.start)
             spare = [m[: math.prod(shape)] for m in memory]
@@ -308,7 +294,7 @@ class SampleSums(GramSweep):
 
             def make(k: int) -> None:
                 tile = stack[k]  # noqa: B023 - called at once
-                self.draws[k].tile(x.features[k][rows], y.features[k][columns], i, j, tile)  # noqa: B023
+                self.draws[k].tile(x[k][rows], y[k][columns], i, j, tile)  # noqa: B023
                 tile.sub_(self._shifts[k, i, None]).sub_(self._shifts[k, j])  # noqa: B023
                 if i == j:  # noqa: B023
                     tile.fill_diagonal_(0)
@@ -317,15 +303,17 @@ class SampleSums(GramSweep):
                     self._sums["cubes"][k] += weight * cube.round().long()  # noqa: B023
                 if kept:  # while the tile is in the cache
                     centred = spare[2].view(shape)[k]  # noqa: B023
-                    torch.sub(tile, x.of_classes[k][rows].index_select(1, cj), out=centred)  # noqa: B023
-                    centred.sub_(y.transposed[k][:, columns].index_select(0, ci)).mul_(differ)  # noqa: B023
+                    of_classes = self._of_classes[k]
+                    torch.sub(tile, of_classes[i].index_select(1, cj), out=centred)  # noqa: B023
+                    transposed = of_classes[j].T.contiguous().index_select(0, ci)  # noqa: B023
+                    centred.sub_(transposed).mul_(differ)  # noqa: B023
 
             self._in_threads(make, self._widest_first)
             self._add_tile(stack, i, j, "samples", spare[1])
             if kept:
                 self._add_tile(spare[2].view(shape), i, j, "within", spare[3])
             if within:
-                self._add_same_class(stack, i, j, x.own_class[:, :, rows], y.own_class[:, :, columns])
+                self._add_same_class(stack, i, j)
         return np.zeros(0)
 
     def _tiles(self, left: slice, right: slice) -> Iterator[tuple[slice, slice]]:
@@ -401,14 +389,7 @@ class SampleSums(GramSweep):
             return values.div(self._unit).round_().long().to(self._place)
         return values.div_(self._unit).long().to(self._place)  # division by a power of two rounds nothing
 
-    def _add_same_class(
-        self,
-        stack: Tensor,
-        i: slice,
-        j: slice,
-        left: Float[Tensor, "layers subsets i"],
-        right: Float[Tensor, "layers subsets j"],
-    ) -> None:
+    def _add_same_class(self, stack: Tensor, i: slice, j: slice) -> None:
         """Add the pairs of different samples of one class, centred within the classes of each subset."""
         assert self._numbers is not None, "set together with the classes"
         alike = self._numbers[i, None] == self._numbers[j]
@@ -418,13 +399,13 @@ class SampleSums(GramSweep):
         if not len(r):
             return
         values, weight = stack[:, r, c], 1 if i == j else 2
-        members = self._members.to(self.device)
+        members, own = self._members.to(self.device), self._own_class
         rows, columns = (self._order[side].to(self.device) for side in (i, j))
         for s, member in enumerate(members):
             both = (member[rows[r]] & member[columns[c]]).nonzero()[:, 0]
             for run in cut(len(both), max(1, 2**24 // len(self.layers))):
                 chosen = both[run]
-                W = values[:, chosen] - left[:, s, r[chosen]] - right[:, s, c[chosen]]
+                W = values[:, chosen] - own[:, s, i.start + r[chosen]] - own[:, s, j.start + c[chosen]]
                 self._add_products("same class", s, W, weight)
 
     def _add_products(self, name: str, s: int, W: Float[Tensor, "layers entries"], weight: float) -> None:
@@ -434,28 +415,25 @@ class SampleSums(GramSweep):
         self._sums[name][s] += (weight * pairs / self._unit).round_().long()
         self._sums[f"own {name}"][s] += (weight * own / self._unit).round_().long()
 
-    def _add_class_means(self, i: slice, x: _Panel) -> None:
+    def _add_class_means(self, i: slice) -> None:
         """Add sum_ic n_c G_ic F_ic over the samples of a panel, and the diagonals of pairs of one class."""
-        assert self._numbers is not None, "set together with the classes"
         samples = self._order[i].to(self._place)
         sizes, of_classes = self._class_sizes(), self._class_offsets()
         squared = torch.stack([layer.squared_norms.to(self._place)[samples] for layer in self.layers])
-        diagonal = squared - 2 * self._offsets64[:, samples]
+        diagonal, x = squared - 2 * self._offsets64[:, samples], self._rows(self._panels_of.index(i))
+        classes = sizes.shape[1]
         for s in range(len(self._members)):
             inside = self._members[s, samples].nonzero()[:, 0]
-            W = diagonal[:, inside] - 2 * x.own_class[:, s, inside.to(self.device)].to(self._place, torch.float64)
+            place = inside.to(self.device)
+            W = diagonal[:, inside] - 2 * self._own_class[:, s, i.start + place].to(self._place, torch.float64)
             self._add_products("same class", s, W, 1)
-            classes = sizes.shape[1]
             for run in cut(len(inside), max(1, 2**22 // (classes * len(self.layers)))):
-                rows = inside[run]
-                place, roots = rows.to(self.device), sizes[s].sqrt().to(self.device, self.dtype)
-                G = torch.empty(len(self.layers), len(rows), classes, dtype=self.dtype, device=self.device)
-                for k, features in enumerate(x.features):
-                    torch.mm(features[place], self._means[k][s].T, out=G[k]) if features.dtype == self.dtype else G[
-                        k
-                    ].copy_(features[place] @ self._means[k][s].T)
-                    shifts = self._offsets64[k, samples[rows]].to(G), of_classes[k, s].to(G)
-                    G[k].sub_(shifts[0][:, None]).sub_(shifts[1]).mul_(roots)
+                G = torch.empty(len(self.layers), run.stop - run.start, classes, dtype=self.dtype, device=self.device)
+                rows, roots = place[run], sizes[s].sqrt().to(self.device, self.dtype)
+                for k, features in enumerate(x):
+                    G[k] = features[rows] @ self._means[k][s].T
+                    offsets, shifts = self._offsets64[k, samples[inside[run]]].to(G), of_classes[k, s].to(G)
+                    G[k].sub_(offsets[:, None]).sub_(shifts).mul_(roots)
                 by_row = G.transpose(0, 1)
                 pairs = by_row[:, : self.height] @ by_row[:, self.first :].mT
                 self._sums["class means"][s] += self._whole(pairs).sum(0)
@@ -530,7 +508,7 @@ class SampleSums(GramSweep):
         squared = torch.stack([layer.squared_norms.to(self._place) for layer in self.layers])
         d = ((squared - 2 * self._offsets64) * members).cpu().numpy()
         sizes = self._class_sizes()[s]
-        means = self._mean_products(s, sizes)
+        means = self._mean_sums[s]
         parts = [
             (sums.pairs, sums.own), (d[: self.height] @ d[self.first :].T, np.square(d).sum(1)), means,
         ]  # fmt: skip

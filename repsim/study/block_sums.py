@@ -130,8 +130,7 @@ class IndependentSums(BlockSums):
 
     def compute(self, me: Ranks, step: Callable[[], None]) -> None:
         """Sum the pairs of panels, each in one process."""
-        layers = len(self._sums.layers)
-        self._sums.prepare(me.gather, me.part(layers))
+        self._sums.prepare(me.gather, me.part)
         order = list(self._sums.order)
         self._sums.accumulate(order[me.part(len(order))], step)
         if me.world > 1:

@@ -226,7 +226,7 @@ def _panels(n: int) -> list[int]:
     return [size for size in sizes if size // 2 < n] or [sizes[-1]]
 
 
-_STACK = 2**26
+_STACK = 2**25
 """Bytes of a stack of tiles: with all copies it stays in the cache of most processors, or nearly so."""
 _HELD = 2
 
@@ -254,15 +254,16 @@ def _peak(shape: StudyShape, design: Design, groups: Sequence[Group], *, kept: b
     if shape.grouped:  # all layers with all, and values of every unit
         sums = 8 * shape.units * layers**2 * shape.kinds * 2 + 2**29
     panels = (1 if kept else _HELD + 1) * min(panel, n) * features * shape.itemsize
-    panels += _HELD * min(panel, n) * layers * (2 * shape.classes + 2 * shape.splits + 1) * shape.itemsize
-    means = shape.classes * features * (8 * cells + shape.itemsize * (2 * shape.splits + 1))
+    sums += n * layers * (shape.classes + (2 * shape.splits + 1) * bool(shape.classes)) * shape.itemsize
+    means = shape.classes * features * shape.itemsize * (2 * shape.splits + 1)  # before the tiles are made
+    sums += 8 * cells * max(1, shape.classes) * features
     stack = _STACK * (4 if shape.classes else 3)
     own_pairs = len(block.pairs({member.name: k for k, member in enumerate(design.members)}))
     parts = 8 * shape.units * 3 * shape.conditions * own_pairs
     matrices = 8 * of_block.rows * of_block.columns * shape.kinds
     at_once = max(matrices, min(tuning.current().jackknife_memory, shape.units * matrices))
     evaluating = _THREADS * 16 * at_once + 3 * parts
-    return held + sums + max(panels + means + stack, evaluating)
+    return held + sums + max(panels + stack, means + panels // 3, evaluating)
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from repsim.metrics import get
 from repsim.metrics.cka import CKA
 from repsim.metrics.recipes.gram import Gram
 from repsim.metrics.recipes.groups import Groups
+from repsim.runtime.processes import Ranks
 from repsim.study.block_sums import draw_halves
 from tests.metrics.references import gram, u_centred
 
@@ -257,8 +258,8 @@ def shared_sums(layers: Sequence[Array], sides: str, shares: Sequence[Any], **op
     ]
     for part, of in zip(parts, np.array_split(np.arange(len(grams)), len(shares)), strict=True):
         exchanged.append({int(k): part._sum_features(part.layers[k]) for k in of if k < len(part.layers)})
-    for part, share in zip(parts, shares, strict=True):
-        part.prepare(lambda _: exchanged, slice(0, 0))
+    for rank, (part, share) in enumerate(zip(parts, shares, strict=True)):
+        part.prepare(lambda _: exchanged, Ranks(rank, len(shares)).part)
         part.accumulate([part.order[k] for k in share], lambda: None)
     sums = iter([torch.stack(of_all).sum(0) for of_all in zip(*(part.state.values() for part in parts), strict=True)])
     parts[0].exchange(lambda _: next(sums))
