@@ -216,7 +216,7 @@ class Gram(KernelMatrix, MomentFactor):
         """Whether the features are in memory."""
         return isinstance(self.features, Tensor)
 
-    @property
+    @cached_property
     def uneven(self) -> bool:
         """Whether one sample has more than a tenth of the variance of the layer.
 

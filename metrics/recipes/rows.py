@@ -6,7 +6,7 @@ files have this interface, and so has `Centred`, which is computed from them.
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
@@ -265,17 +265,22 @@ def prefetch(items: Iterator[T], device: torch.device) -> Iterator[T]:
     cuda = device.type == "cuda"
     side = torch.cuda.Stream(device) if cuda else None
 
-    def make() -> tuple[bool, T | None]:
+    def make(callers: "torch.cuda.Stream | None") -> tuple[bool, T | None]:
         with torch.inference_mode():
-            if side is None:
+            if side is None or callers is None:
                 return _next(items)
             with torch.cuda.stream(side):
+                side.wait_stream(callers)  # for what the caller has made and the items are made from
                 result = _next(items)
             side.synchronize()  # this thread waits, not the caller
             return result
 
     with ThreadPoolExecutor(1, "repsim-reader") as thread:
-        future = thread.submit(tuning.in_context(make))
+
+        def start() -> Future[tuple[bool, T | None]]:
+            return thread.submit(tuning.in_context(make), torch.cuda.current_stream(device) if cuda else None)
+
+        future = start()
         while True:
             exists, item = future.result()
             if not exists:
@@ -283,7 +288,7 @@ def prefetch(items: Iterator[T], device: torch.device) -> Iterator[T]:
             assert item is not None
             if cuda:
                 _record_stream(item, torch.cuda.current_stream(device))
-            future = thread.submit(tuning.in_context(make))
+            future = start()
             yield item
             del item  # so that its memory can be freed before the next item is ready
 
