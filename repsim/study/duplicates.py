@@ -14,6 +14,7 @@ from torch import Tensor
 from repsim.labels import TOKENS, SampleIds
 from repsim.metrics.recipes.groups import Groups
 from repsim.metrics.recipes.rows import cut
+from repsim.runtime.progress import Progress, counter
 from repsim.study.design import Design
 from repsim.study.formatting import listed
 
@@ -77,7 +78,7 @@ class NearDuplicates:
         )
 
 
-def near_duplicates(design: Design, device: str = "cpu") -> NearDuplicates:
+def near_duplicates(design: Design, device: str = "cpu", progress: Progress | None = None) -> NearDuplicates:
     """Find pairs of samples that are alike far beyond what is usual for these samples.
 
     **One representation.** Let d_1 <= d_2 <= ... be the distances of a sample to its nearest neighbours. Where samples
@@ -113,6 +114,8 @@ def near_duplicates(design: Design, device: str = "cpu") -> NearDuplicates:
         The models of the study; trained networks and their pixels are examined.
     device
         Device on which distances are computed.
+    progress
+        Called with the number of representations that are examined, and of all.
 
     References
     ----------
@@ -127,9 +130,16 @@ def near_duplicates(design: Design, device: str = "cpu") -> NearDuplicates:
     labels = next((member.store.labels for member in design.members if member.store.labels is not None), None)
     numbers = None if labels is None else np.unique(np.asarray(labels), return_inverse=True)[1]
     evidence = []
+    step = counter(min(_NETWORKS, len(design.trained)) * _LAYERS + 1, progress)
+
+    def examined(x: Tensor) -> PairValues:
+        values = pair_values(x, device, numbers)
+        step()
+        return values
+
     if pixels is not None:
-        evidence.append(pair_values(torch.from_numpy(np.asarray(pixels[:])).flatten(1), device, numbers))
-    networks = [_least(pair_values(x, device, numbers) for x in layers) for layers in _networks(design)]
+        evidence.append(examined(torch.from_numpy(np.asarray(pixels[:])).flatten(1)))
+    networks = [_least(examined(x) for x in layers) for layers in _networks(design)]
     if networks:
         evidence.append(_median(networks))
     pairs = set(exact)

@@ -398,7 +398,7 @@ def _collect_evidence(
         design=study, kernels=all_kernels, estimates=estimates, moments=cubic, dimensions=dimensions, nulls=null,
         within_classes=within, measures=tuple(measures), permutations=permutations,
         controls=control_names,
-        duplicates=near_duplicates(study, device), notes=tuple(notes),
+        duplicates=near_duplicates(study, device, steps("looking for near duplicates")), notes=tuple(notes),
     )  # fmt: skip
 
 
