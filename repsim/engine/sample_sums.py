@@ -152,11 +152,13 @@ class SampleSums(GramSweep):
     def _empty_sums(self) -> dict[str, Tensor]:
         """Return zeros for all sums: whole numbers, by their names."""
         pairs, layers, parts = (self.height, self.width), len(self.layers), self._subsets.shape[1]
-        kept = self.height * self.width if self._upper is None else self._upper.shape[1]
-        shapes: dict[str, tuple[int, ...]] = {"cells": (parts, parts, *pairs), "own cells": (parts, parts, layers)}
+        kept, own = self.height * self.width, layers
+        if self._upper is not None:
+            kept, own = self._upper.shape[1], 0
+        shapes: dict[str, tuple[int, ...]] = {"cells": (parts, parts, kept), "own cells": (parts, parts, own)}
         for name in ("samples", "within") if self._classes is not None else ("samples",):
             if self._keep:
-                shapes |= {name: (self._n, kept), f"own {name}": (self._n, 0 if self.square else layers)}
+                shapes |= {name: (self._n, kept), f"own {name}": (self._n, own)}
         if self._cubes:
             shapes["cubes"] = (layers,)
         if self._classes is not None:
@@ -182,7 +184,7 @@ class SampleSums(GramSweep):
         if not self._subsets.size and self._classes is None:
             return
         own = range(len(self.layers))[part(len(self.layers))]
-        sums = dict(zip(own, map(self._sum_features, [self.layers[k] for k in own]), strict=True))
+        sums = dict(zip(own, self._in_threads(self._sum_features, [self.layers[k] for k in own]), strict=True))
         exchanged = {k: values for part_of in gather(sums) for k, values in part_of.items()}
         self._cell_sums = [exchanged[k].to(self._place) for k in range(len(self.layers))]
         if self._classes is None:
@@ -351,11 +353,10 @@ class SampleSums(GramSweep):
             samples, of_cells = slice(i.start + rows.start, i.start + rows.stop), []
             for cell, part in columns:
                 piece = by_row[rows, :, part]
-                pairs = self._whole(piece[:, : self.height] @ piece[:, self.first :].mT)
-                diagonal = pairs.diagonal(dim1=1, dim2=2)
-                own = diagonal if self.square else self._whole(torch.linalg.vecdot(piece, piece))
+                pairs = self._whole(self._packed(piece[:, : self.height] @ piece[:, self.first :].mT))
+                own = pairs[:, :0] if self.square else self._whole(torch.linalg.vecdot(piece, piece))
                 if self._keep:
-                    self._sums[what][samples] += self._packed(pairs)
+                    self._sums[what][samples] += pairs
                     if not self.square:
                         self._sums[f"own {what}"][samples] += own
                 if over_cells:
@@ -370,7 +371,7 @@ class SampleSums(GramSweep):
                 self._sums["cells"][cells] += pairs
                 self._sums["own cells"][cells] += own
 
-    def _packed(self, pairs: Int64[Tensor, "samples rows columns"]) -> Int64[Tensor, "samples kept"]:
+    def _packed(self, pairs: Float[Tensor, "samples rows columns"]) -> Float[Tensor, "samples kept"]:
         if self._upper is None:
             return pairs.flatten(1)
         return pairs.flatten(1).index_select(1, self._upper[0] * self.width + self._upper[1])
@@ -418,9 +419,9 @@ class SampleSums(GramSweep):
     def _add_class_means(self, i: slice) -> None:
         """Add sum_ic n_c G_ic F_ic over the samples of a panel, and the diagonals of pairs of one class."""
         samples = self._order[i].to(self._place)
-        sizes, of_classes = self._class_sizes(), self._class_offsets()
         squared = torch.stack([layer.squared_norms.to(self._place)[samples] for layer in self.layers])
         diagonal, x = squared - 2 * self._offsets64[:, samples], self._rows(self._panels_of.index(i))
+        sizes, of_classes = self._class_sizes(), self._class_offsets()
         classes = sizes.shape[1]
         for s in range(len(self._members)):
             inside = self._members[s, samples].nonzero()[:, 0]
@@ -429,11 +430,14 @@ class SampleSums(GramSweep):
             self._add_products("same class", s, W, 1)
             for run in cut(len(inside), max(1, 2**22 // (classes * len(self.layers)))):
                 G = torch.empty(len(self.layers), run.stop - run.start, classes, dtype=self.dtype, device=self.device)
-                rows, roots = place[run], sizes[s].sqrt().to(self.device, self.dtype)
-                for k, features in enumerate(x):
-                    G[k] = features[rows] @ self._means[k][s].T
-                    offsets, shifts = self._offsets64[k, samples[inside[run]]].to(G), of_classes[k, s].to(G)
-                    G[k].sub_(offsets[:, None]).sub_(shifts).mul_(roots)
+                rows = inside[run]
+
+                def write(k: int) -> None:
+                    G[k] = x[k][rows.to(self.device)] @ self._means[k][s].T  # noqa: B023 - called at once
+                    offsets = self._offsets64[k, samples[rows], None].to(G)  # noqa: B023
+                    G[k].sub_(offsets).sub_(of_classes[k, s].to(G)).mul_(sizes[s].sqrt().to(G))  # noqa: B023
+
+                self._in_threads(write, self._widest_first)
                 by_row = G.transpose(0, 1)
                 pairs = by_row[:, : self.height] @ by_row[:, self.first :].mT
                 self._sums["class means"][s] += self._whole(pairs).sum(0)
@@ -450,7 +454,8 @@ class SampleSums(GramSweep):
         chosen = np.ix_(inside, inside)
         pairs, own = (self._sums[name].cpu().numpy() for name in ("cells", "own cells"))
         # a pair of cells was seen once, in either order, with the weight of both
-        return Products(pairs[chosen].sum((0, 1)) * self._unit, own[chosen].sum((0, 1)) * self._unit)
+        of_pairs = self._unpacked(torch.from_numpy(pairs[chosen].sum((0, 1))))
+        return Products(of_pairs, of_pairs.diagonal() if self.square else own[chosen].sum((0, 1)) * self._unit)
 
     @functools.cached_property
     def noise_of_all(self) -> Float64[np.ndarray, " layers"]:
