@@ -15,7 +15,7 @@ from repsim.metrics.algorithms.sweep import SummedMeasure, SummedSweep, Sums
 from repsim.metrics.recipes.gram import KernelMatrix, common_groups
 from repsim.metrics.recipes.rows import cut, float64_device, prefetch
 from repsim.runtime import tuning
-from repsim.runtime.progress import report_share
+from repsim.runtime.progress import report_share, sharing
 from repsim.runtime.threads import map_in_threads
 
 T = TypeVar("T")
@@ -190,7 +190,8 @@ class GramSweep(SummedSweep[GramMeasure]):
 
     def _in_threads(self, work: Callable[[Any], T], items: Iterable[Any]) -> list[T]:
         """Call ``work`` with every item: in threads on a CPU, and otherwise in order."""
-        return map_in_threads(work, items) if self.device.type == "cpu" else list(map(work, items))
+        with sharing(lambda: None):  # the tiles report the share of the unit, and not the layers of each
+            return map_in_threads(work, items) if self.device.type == "cpu" else list(map(work, items))
 
     def _collect(self, stack: Tensor, i: slice, j: slice, products: Tensor, squares: Tensor) -> None:
         """Add the contribution of one tile of every layer, (draws, layers, i, j), to every pair."""
