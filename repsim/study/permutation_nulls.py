@@ -51,12 +51,14 @@ class Null:
 def permutations_for(tests: int) -> int:
     """Return how many permutations are computed by default: 1,000, or as many as Holm's correction needs, up to 20,000.
 
-    The smallest p-value is 1 / (K + 1), and Holm's method multiplies it by the number of tests.
+    The smallest p-value is 1 / (K + 1), and Holm's method multiplies it by the number of tests. Of more than 1,000 tests
+    none could be significant with 20,000 permutations, and then 1,000 are computed, from which chance levels follow.
 
     >>> permutations_for(6), permutations_for(55), permutations_for(4950)
-    (1000, 1099, 20000)
+    (1000, 1099, 1000)
     """
-    return min(_MOST, max(_FEWEST, math.ceil(tests / ALPHA) - 1))
+    needed = math.ceil(tests / ALPHA) - 1
+    return max(_FEWEST, needed) if needed <= _MOST else _FEWEST
 
 
 def statistics(S: Float64[np.ndarray, "*batch a b"]) -> Float64[np.ndarray, "*batch two"]:
