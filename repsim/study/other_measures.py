@@ -198,8 +198,8 @@ def _is_permutable(metric: Metric[Any]) -> bool:
     return isinstance(metric.recipe_for("features")(small), PermutableFactor)
 
 
-_TEXT = 2**14
-"""Numbers of a unit that hold a text: its length, and its bytes."""
+_TEXT, _TEXT_OF_LAYER = 2**14, 2**10
+"""Numbers of a unit that hold a text: its length, and its bytes; and more for every layer, which may have no value."""
 
 
 @dataclass(eq=False)
@@ -241,7 +241,8 @@ class _Comparison:
 
     def _shapes(self, planned: _Planned, pair: Pair) -> list[tuple[int, ...]]:
         a, b = len(pair.a.layers), len(pair.b.layers)
-        return [(a, b), (a, b), (a, b), (planned.draws, a, b), (a,), (b,), (_TEXT,)]
+        text = _TEXT + _TEXT_OF_LAYER * (a + b)
+        return [(a, b), (a, b), (a, b), (planned.draws, a, b), (a,), (b,), (text,)]
 
     def size(self, planned: _Planned, pair: Pair) -> int:
         """Return the number of values of a unit."""
@@ -292,7 +293,9 @@ class _Comparison:
                     columns = [of_b[name]()[:] if y is not None else None for name, y in zip(names[1], b, strict=True)]
                 drawn = _permuted(metric, a, columns, setting.orders[: planned.draws], setting.memory)
                 permuted_values = as_similarity(metric, drawn)
-        return flat([values, chance, chance_sd, permuted_values, *widths, _numbers_of(json.dumps(text))])
+        size = _TEXT + _TEXT_OF_LAYER * sum(map(len, names))
+        written = _numbers_of(json.dumps(text, ensure_ascii=False), size)
+        return flat([values, chance, chance_sd, permuted_values, *widths, written])
 
     def read(self, planned: _Planned, pair: Pair, numbers: Float64[np.ndarray, " all"]) -> None:
         """Put the numbers of a unit into the result of its measure."""
@@ -345,10 +348,10 @@ class _Comparison:
                 yield _blocks(metric, *([factors.get(name) for name in side.layers] for side in (pair.a, pair.b)))
 
 
-def _numbers_of(text: str) -> Float64[np.ndarray, " numbers"]:
+def _numbers_of(text: str, size: int) -> Float64[np.ndarray, " numbers"]:
     """Return a text as numbers: its length in bytes, and these."""
-    data = text.encode()[: _TEXT - 1]
-    numbers = np.zeros(_TEXT)
+    data = text.encode()
+    numbers = np.zeros(size)
     numbers[0], numbers[1 : 1 + len(data)] = len(data), np.frombuffer(data, np.uint8)
     return numbers
 

@@ -51,8 +51,8 @@ class Null:
 def permutations_for(tests: int) -> int:
     """Return how many permutations are computed by default: 1,000, or as many as Holm's correction needs, up to 20,000.
 
-    The smallest p-value is 1 / (K + 1), and Holm's method multiplies it by the number of tests. Of more than 1,000 tests
-    none could be significant with 20,000 permutations, and then 1,000 are computed, from which chance levels follow.
+    The smallest p-value is 1 / (K + 1), and Holm's method multiplies it by the number of tests. Of more than 1,000
+    tests none could be significant with 20,000 permutations, and then 1,000 are computed, for chance levels.
 
     >>> permutations_for(6), permutations_for(55), permutations_for(4950)
     (1000, 1099, 1000)
