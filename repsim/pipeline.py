@@ -76,7 +76,7 @@ def run_study(
 
     Stores, study, figures, report page and a copy of the file are saved in one folder (docs/study-file.md). The same
     call continues an interrupted run, and does not compute existing results again. Under torchrun the processes share
-    the extraction, and the first process does the rest.
+    the extraction and the study; the first one saves it and draws.
 
     Parameters
     ----------
