@@ -246,7 +246,7 @@ class HardCorrelation(MatchingMetric):
 
     Examples
     --------
-    >>>     >>> x = np.random.default_rng(0).normal(size=(100, 3))
+    >>> x = np.random.default_rng(0).normal(size=(100, 3))
     >>> round(HardCorrelation()(x, x[:, [2, 0, 1]] * [1, 10, 100] + 5), 6)
     1.0
     """
@@ -289,7 +289,7 @@ class SemiCorrelation(MatchingMetric):
 
     Examples
     --------
-    >>>     >>> x = np.random.default_rng(0).normal(size=(100, 3))
+    >>> x = np.random.default_rng(0).normal(size=(100, 3))
     >>> round(SemiCorrelation()(x, np.hstack([x, x])), 6)
     1.0
     """
@@ -342,7 +342,7 @@ class SoftMatching(MatchingMetric):
 
     Examples
     --------
-    >>>     >>> x = np.random.default_rng(0).normal(size=(100, 3))
+    >>> x = np.random.default_rng(0).normal(size=(100, 3))
     >>> round(SoftMatching()(x, np.hstack([x, x])), 6)
     1.0
     """

@@ -111,7 +111,7 @@ def run_study(
     ...     written = Path(folder, "study.yaml").write_text(text + more)
     ...     study = run_study(f"{folder}/study.yaml")
     ...     sorted(path.name for path in Path(folder, "study").iterdir())
-    ['acts', 'study.nc', 'study.yaml']
+    ['acts', 'study.nc', 'study.nc.parts', 'study.yaml']
     """
     plan = plan_study(Path(file))
     with ranks() as me:

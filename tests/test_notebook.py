@@ -319,7 +319,7 @@ def test_a_study_shows_one_bar_with_its_steps(kernel: Shown, stores: list[Activa
     repsim.universality(stores, ["mutual_knn:k=5"], permutations=19, draws=9)
     (area,) = kernel
     steps = {text.split(":")[0] for text in area}
-    assert {"preparing layers", "leaving out each sample", "permuting samples", "measuring mutual_knn"} <= steps
+    assert {"preparing layers", "comparing all layers", "permuting samples", "measuring mutual_knn"} <= steps
     assert area[-1].startswith("the study: ")
     kernel.clear()
     repsim.universality(stores[:2], ["cka"], permutations=19, draws=9, progress=False)

@@ -91,8 +91,9 @@ def column_ranges(x: Rows) -> tuple[Float64[Tensor, " p"], Float64[Tensor, " p"]
         return column_sums(piece, minus=first), piece.amin(0), piece.amax(0)
 
     totals, lows, highs = map(torch.stack, zip(*map_pieces(of_piece, x, zip(pieces(x))), strict=True))
-    mean, low, high = totals.sum(0).div_(x.shape[0]), lows.amin(0).double(), highs.amax(0).double()
-    mean = mean if first is None else mean.add_(first)
+    n, total, low, high = x.shape[0], totals.sum(0), lows.amin(0).double(), highs.amax(0).double()
+    # the same sum for float64 and float32, where both are exact, as of whole numbers
+    mean = total / n if first is None else torch.where(total == 0, first, (total + first * n) / n)
     largest = float(torch.maximum(high, -low).max())
     if largest > _LARGEST:
         raise UndefinedValueError(

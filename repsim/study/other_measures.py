@@ -426,8 +426,12 @@ def _affordable(
     """
     seconds = 0.0
     for pair in pairs:
-        for stage in plan(_shapes(pair.a), _shapes(pair.b), n, [metric], Limits(2**62)).stages:
-            seconds += (stage.comparing if prepared else stage.cost).seconds(NOMINAL)
+        stages = plan(_shapes(pair.a), _shapes(pair.b), n, [metric], Limits(2**62)).stages
+        seconds += sum(stage.comparing.seconds(NOMINAL) for stage in stages)
+    members = {member.name: member for pair in pairs for member in (pair.a, pair.b)}
+    for member in () if prepared else members.values():  # each is prepared once, for all of its pairs
+        stages = plan(_shapes(member), _shapes(member), n, [metric], Limits(2**62)).stages
+        seconds += sum(stage.preparing.seconds(NOMINAL) for stage in stages)
     possible = min(count, int(tuning.current().study_seconds / max(seconds, 1e-9)))
     return possible if possible >= min(fewest, count) else 0
 

@@ -80,7 +80,7 @@ def test_the_study_is_saved(stores: list[Path], tmp_path: Path) -> None:
     assert study.attrs["permutations"] == 119
     summary = json.loads(study.attrs["summary"])
     assert all(" ".join(sentence.split()) in " ".join(outcome.stdout.split()) for sentence in summary)
-    assert [path.name for path in out.parent.iterdir()] == ["study.nc"]
+    assert {path.name for path in out.parent.iterdir()} == {"study.nc", "study.nc.parts"}
 
 
 @pytest.mark.slow
@@ -125,9 +125,11 @@ def test_what_stores_can_show_is_explained_without_a_study(stores: list[Path], t
     assert not list(tmp_path.iterdir())
     lines = outcome.stdout.splitlines()
     assert lines[0].startswith("Family ")
-    assert lines[-1].endswith("samples: intervals are tested from 200 samples on; take more.")
+    assert any(line.endswith("samples: intervals are tested from 200 samples on; take more.") for line in lines)
+    assert "comparing all layers" in outcome.stdout  # the plan follows
     as_json = json.loads(succeed(*stores, "--explain", "--json").stdout)
-    assert as_json == lines
+    sentences = [line for line in lines if not line.startswith(" ")]
+    assert [line for line in as_json if not line.startswith(" ")] == sentences  # the times of steps differ
 
 
 @pytest.mark.slow
@@ -240,7 +242,7 @@ def test_progress_in_a_log(stores: list[Path], monkeypatch: pytest.MonkeyPatch) 
     log = succeed(*stores[:2], *FAST, "-m", "procrustes").stderr
     for line in (
         r"preparing layers: 11 of 11",
-        r"leaving out each sample: ",
+        r"comparing all layers: ",
         r"permuting samples: 238 of 238",  # 119 permutations of two kernels
         r"permuting samples within classes: \d+ of \d+",
         r"splitting samples: 8 of 8",

@@ -206,7 +206,9 @@ def test_a_machine_without_a_compiler_is_named(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", program, str(tmp_path)], env=env, capture_output=True, text=True, check=False
     )
-    assert "test_vit+random cannot be compiled: torch.compile finds no C++ compiler" in done.stderr.splitlines()[-1]
+    assert (
+        "test_vit+random-seed0 cannot be compiled: torch.compile finds no C++ compiler" in done.stderr.splitlines()[-1]
+    )
     assert "leave out compile=True" in done.stderr.splitlines()[-1]
 
 

@@ -388,12 +388,12 @@ def test_each_program_processes_all_images(
 def test_the_clock_leaves_out_the_time_before_the_mark(worker: ModuleType) -> None:
     class Clock(worker.Clock):  # type: ignore[misc, name-defined]
         @staticmethod
-        def now() -> tuple[float, float]:
-            return 13.0, 7.0
+        def now() -> tuple[float, float, float]:
+            return 13.0, 7.0, 3.0
 
     clock = Clock()
-    clock.start, clock.marks = (0.0, 0.0), [(1.0, 1.0), (3.0, 2.0)]
-    assert clock.result(24, 4) == {"steady": 20 / 10, "whole": 24 / 13, "cpu": 5 / 20}
+    clock.start, clock.marks = (0.0, 0.0, 0.0), [(1.0, 1.0, 0.5), (3.0, 2.0, 1.0)]
+    assert clock.result(24, 4) == {"steady": 20 / 10, "whole": 24 / 13, "cpu": 5 / 20, "system": 2 / 20}
     with pytest.raises(SystemExit, match="4 images are too few: the measurement begins after the first 4"):
         clock.result(4, 4)
 

@@ -20,7 +20,19 @@ INSTALLER = ROOT / "scripts" / "maintenance" / "install_with_uv.py"
 
 def test_the_folder_scripts_has_the_expected_entries() -> None:
     top = {path.name for path in (ROOT / "scripts").iterdir()} - {"__pycache__"}
-    assert top == {"setup", "demo", "test", "check", "docs", "bench", "benchmarks", "validation", "maintenance"}
+    expected = {
+        "setup",
+        "demo",
+        "test",
+        "check",
+        "docs",
+        "bench",
+        "benchmarks",
+        "validation",
+        "maintenance",
+        "gpu_check",
+    }
+    assert top == expected
 
 
 def test_no_script_has_the_name_of_a_library() -> None:

@@ -223,7 +223,8 @@ def test_the_same_seed_is_the_same_study_to_the_bit(
         repeated.attrs["created"] = study.attrs["created"]
     assert study.identical(again)
     assert not np.array_equal(study["threshold_index"], other["threshold_index"])
-    np.testing.assert_array_equal(study["index"], other["index"])
+    # the seed orders the samples of a tile, and with it the rounding errors
+    np.testing.assert_allclose(study["index"], other["index"], rtol=1e-12)
 
 
 @pytest.mark.slow
