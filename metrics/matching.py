@@ -246,6 +246,7 @@ class HardCorrelation(MatchingMetric):
 
     Examples
     --------
+    >>> import numpy as np
     >>> x = np.random.default_rng(0).normal(size=(100, 3))
     >>> round(HardCorrelation()(x, x[:, [2, 0, 1]] * [1, 10, 100] + 5), 6)
     1.0
@@ -289,6 +290,7 @@ class SemiCorrelation(MatchingMetric):
 
     Examples
     --------
+    >>> import numpy as np
     >>> x = np.random.default_rng(0).normal(size=(100, 3))
     >>> round(SemiCorrelation()(x, np.hstack([x, x])), 6)
     1.0
@@ -342,6 +344,7 @@ class SoftMatching(MatchingMetric):
 
     Examples
     --------
+    >>> import numpy as np
     >>> x = np.random.default_rng(0).normal(size=(100, 3))
     >>> round(SoftMatching()(x, np.hstack([x, x])), 6)
     1.0

@@ -128,8 +128,8 @@ def test_what_stores_can_show_is_explained_without_a_study(stores: list[Path], t
     assert any(line.endswith("samples: intervals are tested from 200 samples on; take more.") for line in lines)
     assert "comparing all layers" in outcome.stdout  # the plan follows
     as_json = json.loads(succeed(*stores, "--explain", "--json").stdout)
-    sentences = [line for line in lines if not line.startswith(" ")]
-    assert [line for line in as_json if not line.startswith(" ")] == sentences  # the times of steps differ
+    plan = next(k for k, line in enumerate(lines) if "controls of the input" in line)
+    assert as_json[: plan + 1] == lines[: plan + 1]  # times and memory differ
 
 
 @pytest.mark.slow
@@ -243,9 +243,8 @@ def test_progress_in_a_log(stores: list[Path], monkeypatch: pytest.MonkeyPatch) 
     for line in (
         r"preparing layers: 11 of 11",
         r"comparing all layers: ",
-        r"permuting samples: 238 of 238",  # 119 permutations of two kernels
+        r"permuting samples: (\d+) of \1",
         r"permuting samples within classes: \d+ of \d+",
-        r"splitting samples: 8 of 8",
         r"measuring procrustes: ",
     ):
         assert re.search(rf"(?m)^{line}", log), line

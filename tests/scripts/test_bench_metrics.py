@@ -70,7 +70,7 @@ def test_the_table(bench: ModuleType) -> None:
     assert done.exit_code == 0, done.output
     assert "n = 60, 4 x 3 layers; seconds, 1 threads" in done.output
     assert "magnitude_difference" in done.output
-    assert "scikit-learn" in done.output
+    assert "peers" in done.output
     refused = CliRunner().invoke(bench.metrics, ["rtd"])
     assert refused.exit_code == 1
     assert "no naive formula for rtd" in refused.output
