@@ -176,7 +176,7 @@ class Passes:
     amp: Annotated[bool, option("Half precision in the forward pass (float16 on cuda, bfloat16 elsewhere).")] = False
     channels_last: Annotated[
         bool,
-        option("Compute convolutions with the channels in the last axis of memory: faster for most convolutional "
+        option("Compute convolutions with the channels in the last axis of memory: faster for some convolutional "
                "networks; changes last digits."),
     ] = False  # fmt: skip
     compile: Annotated[
