@@ -20,7 +20,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from repsim.errors import InvalidInputError
-from repsim.metrics.algorithms.gram_space import GramSweep, tile_side
+from repsim.metrics.algorithms.gram_space import GramSweep, tile_side, tiles
 from repsim.metrics.algorithms.sweep import Sums
 from repsim.metrics.cka import CKA
 from repsim.metrics.recipes.gram import Gram
@@ -190,7 +190,7 @@ class SampleSums(GramSweep):
         if self._classes is None:
             return
         members = torch.from_numpy(self._with_all).to(self._place, torch.float64)
-        sizes = self._class_sizes().clamp(min=1)[..., None]
+        sizes = self._class_sizes.clamp(min=1)[..., None]
         self._means = [
             (torch.einsum("sk,kcp->scp", members, sums) / sizes).to(self.device, layer.dtype)
             for layer, sums in zip(self.layers, self._cell_sums, strict=True)
@@ -198,7 +198,7 @@ class SampleSums(GramSweep):
         tables = self._in_threads(self._class_table, range(len(self.layers)))
         self._of_classes = [of_classes for of_classes, _ in tables]
         self._own_class = torch.stack([own_class for _, own_class in tables])
-        self._mean_sums = [self._mean_products(s, of_subset) for s, of_subset in enumerate(self._class_sizes())]
+        self._mean_sums = [self._mean_products(s, of_subset) for s, of_subset in enumerate(self._class_sizes)]
         for i in self._panels_of[part(len(self._panels_of))]:
             self._add_class_means(i)
         self._means = []
@@ -210,7 +210,7 @@ class SampleSums(GramSweep):
         """
         assert self._classes is not None, "there are classes"
         layer, means = self.layers[k], self._means[k]
-        offsets, shifts = self._offsets64[k].to(means), self._class_offsets()[k].to(means)
+        offsets, shifts = self._offsets64[k].to(means), self._class_offsets[k].to(means)
         numbers, members = self._classes.numbers.to(self.device), self._members.to(self.device)
         diagonal = means.square().sum(2) - 2 * shifts
         M = (means[0] @ means[0].T) - shifts[0] - shifts[0][:, None]
@@ -237,21 +237,21 @@ class SampleSums(GramSweep):
             total.index_add_(0, place[i], layer.features[i].to(total))
         return total.view(self._subsets.shape[1], classes, layer.p).cpu()
 
-    @functools.cache  # noqa: B019 - lives as long as the sweep
+    @functools.cached_property
     def _class_sizes(self) -> Float64[Tensor, "subsets classes"]:
-        """Return the number of samples of each class in all samples, and in each subset."""
+        """Number of samples of each class in all samples, and in each subset."""
         assert self._classes is not None, "there are classes"
         sizes = self._members.new_zeros(len(self._members), self._classes.count, dtype=torch.float64)
         return sizes.index_add_(1, self._classes.numbers.to(self._place), self._members.double())
 
-    @functools.cache  # noqa: B019
+    @functools.cached_property
     def _class_offsets(self) -> Float64[Tensor, "layers subsets classes"]:
-        """Return the mean offset of every class in all samples, and in each subset."""
+        """Mean offset of every class in all samples, and in each subset."""
         assert self._classes is not None, "there are classes"
         weighted = self._offsets64[:, None] * self._members
         sums = weighted.new_zeros(*weighted.shape[:2], self._classes.count)
         sums.index_add_(2, self._classes.numbers.to(self._place), weighted)
-        return sums / self._class_sizes().clamp(min=1)
+        return sums / self._class_sizes.clamp(min=1)
 
     def accumulate(self, units: Sequence[int], step: Callable[[], None]) -> None:
         """Add the tiles of these units to the sums; ``step`` is called after each unit."""
@@ -280,7 +280,7 @@ class SampleSums(GramSweep):
         side = min(self.tile, max(left.stop - left.start, right.stop - right.start))
         kept = within and self._keep
         memory = torch.empty(2 + 2 * kept, layers * side**2, dtype=self.dtype, device=self.device)
-        for i, j in self._tiles(left, right):
+        for i, j in tiles(left, right, self._n, self.tile):
             shape = (layers, i.stop - i.start, j.stop - j.start)
             spare = [m[: math.prod(shape)] for m in memory]
             stack = spare[0].view(shape)
@@ -317,11 +317,6 @@ class SampleSums(GramSweep):
             if within:
                 self._add_same_class(stack, i, j)
         return np.zeros(0)
-
-    def _tiles(self, left: slice, right: slice) -> Iterator[tuple[slice, slice]]:
-        from repsim.metrics.algorithms.gram_space import tiles  # noqa: PLC0415
-
-        yield from tiles(left, right, self._n, self.tile)
 
     def _cell_runs(self, i: slice) -> Iterator[tuple[int, slice]]:
         """Yield the cells of a run of samples, with their places within the run."""
@@ -421,7 +416,7 @@ class SampleSums(GramSweep):
         samples = self._order[i].to(self._place)
         squared = torch.stack([layer.squared_norms.to(self._place)[samples] for layer in self.layers])
         diagonal, x = squared - 2 * self._offsets64[:, samples], self._rows(self._panels_of.index(i))
-        sizes, of_classes = self._class_sizes(), self._class_offsets()
+        sizes, of_classes = self._class_sizes, self._class_offsets
         classes = sizes.shape[1]
         for s in range(len(self._members)):
             inside = self._members[s, samples].nonzero()[:, 0]
@@ -458,6 +453,10 @@ class SampleSums(GramSweep):
         return Products(of_pairs, of_pairs.diagonal() if self.square else own[chosen].sum((0, 1)) * self._unit)
 
     @functools.cached_property
+    def _over_all(self) -> Products:
+        return self._over_cells(0)
+
+    @functools.cached_property
     def noise_of_all(self) -> Float64[np.ndarray, " layers"]:
         """Largest ||A||^2 of each layer that is only rounding errors."""
         return self._noise(self.measures[0])
@@ -465,7 +464,7 @@ class SampleSums(GramSweep):
     @functools.cached_property
     def all(self) -> Products:
         """Inner products over all samples."""
-        sums = self._over_cells(0)
+        sums = self._over_all
         return Products(sums.pairs, np.where(sums.own > self.noise_of_all, sums.own, np.nan))
 
     def subset(self, s: int) -> Products:
@@ -512,7 +511,7 @@ class SampleSums(GramSweep):
         sums, members = self._over_cells(s), self._members[s]
         squared = torch.stack([layer.squared_norms.to(self._place) for layer in self.layers])
         d = ((squared - 2 * self._offsets64) * members).cpu().numpy()
-        sizes = self._class_sizes()[s]
+        sizes = self._class_sizes[s]
         means = self._mean_sums[s]
         parts = [
             (sums.pairs, sums.own), (d[: self.height] @ d[self.first :].T, np.square(d).sum(1)), means,
@@ -528,7 +527,7 @@ class SampleSums(GramSweep):
         self, s: int, sizes: Float64[Tensor, " classes"]
     ) -> tuple[Float64[np.ndarray, "rows columns"], Float64[np.ndarray, " layers"]]:
         """Return sum_cc' n_c n_c' M_cc' N_cc' of all pairs, and of every layer with itself."""
-        offsets, layers = self._class_offsets()[:, s], len(self.layers)
+        offsets, layers = self._class_offsets[:, s], len(self.layers)
         pairs = torch.zeros(self.height, self.width, dtype=torch.float64, device=self._place)
         own = torch.zeros(layers, dtype=torch.float64, device=self._place)
         for run in cut(len(sizes), max(1, 2**24 // (len(sizes) * layers))):
@@ -563,8 +562,8 @@ class SampleSums(GramSweep):
         """Return <A, B> without each sample of a run."""
         c = 2 * (self._n - 2) / (self._n - 3)
         pairs, own = self._of_samples("samples", run)
-        own = self._over_cells(0).own - c * own
-        noise = np.maximum(self.noise_of_all, self._eps * np.abs(self._over_cells(0).own))
+        own = self._over_all.own - c * own
+        noise = np.maximum(self.noise_of_all, self._eps * np.abs(self._over_all.own))
         return Products(self.all.pairs - c * pairs, np.where(own > noise, own, np.nan))
 
     def within_without(self, run: slice) -> Products:

@@ -25,7 +25,7 @@ from repsim.study.design import Design, Member, Pair
 from repsim.study.gram_passes import Kernels, Matrices
 from repsim.study.indices import Indices, Key, Maps, cross_fitted, errors_of, matches_on, mean_over_splits
 from repsim.study.layer_matching import LayerMaps
-from repsim.study.planning import StudyPlan
+from repsim.study.planning import SINGLE, StudyPlan
 from repsim.study.similarities import Similarities
 from repsim.study.units import Sharing
 
@@ -33,8 +33,6 @@ _SPLIT_SAMPLES = 20_000
 """Number of samples of all splits together: with many samples, fewer splits are as precise."""
 _RUNS = 16
 """Runs of units without which values are computed, and whose sums are added, before those of other runs."""
-_HALF_PRECISION = 2**27
-"""Number of values without a sample from which they are kept in float32; their differences are, not the values."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -387,7 +385,7 @@ def _assembled(
     halved, best = maps
     indices = Indices(design, kernels.positions, size, halved, best, classes=kernels.classes is not None)
     of_all, splits = (np.zeros((count, len(indices.names))) for count in (1, works[0].halves.splits))
-    many = kernels.units * len(indices.names) > _HALF_PRECISION
+    many = kernels.units * len(indices.names) > SINGLE
     changes = np.zeros((kernels.units, len(indices.names)), np.float32 if many else np.float64)
     sums: dict[Key, tuple[Any, Any, Any]] = {}
     conditions = indices.conditions

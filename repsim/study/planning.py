@@ -38,7 +38,7 @@ _DIRECTIONS = 150
 """Shared directions of truncated layers that are assumed to predict the time of permutations."""
 _THREADS = 2
 """Threads that evaluate values without each sample, each with some arrays of `Tuning.jackknife_memory` bytes."""
-_SINGLE = 2**27
+SINGLE = 2**27
 """Number of values without each sample from which they are kept in float32."""
 
 
@@ -246,7 +246,7 @@ def _peak(shape: StudyShape, design: Design, groups: Sequence[Group], *, kept: b
     held = 24 * n * (len(every) + len(shape.controls))  # norms, row sums and offsets
     held += n * sum(shape.controls) * shape.itemsize
     held += n * sum(every) * shape.itemsize if kept else 0
-    held += shape.units * columns_of_study * (4 if shape.units * columns_of_study > _SINGLE else 8)
+    held += shape.units * columns_of_study * (4 if shape.units * columns_of_study > SINGLE else 8)
     held += 8 * (shape.kinds + 2 * shape.conditions) * len(every) ** 2
     pairs_kept = of_block.rows * (of_block.rows + 1) // 2 if block.diagonal else of_block.rows * of_block.columns
     sums = 8 * n * pairs_kept * shape.kinds
