@@ -4,13 +4,17 @@ A study needs debiased CKA of all samples, without each sample, on random halves
 sums over the same tiles, and making the tiles takes most of the time. So every tile is made once and used for all.
 
 Sums are kept as whole numbers of a tiny unit. Whole numbers can be added in any order with the same result, so the sums
-are equal to the bit however the tiles are shared among processes.
+are equal to the bit however the tiles are shared among processes. Those over single samples, the most numbers, are
+whole numbers in float64, which adds results in float32 to them faster than converts them; the others are integers.
 """
 
 import functools
 import math
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -20,19 +24,21 @@ from torch import Tensor
 from typing_extensions import override
 
 from repsim.errors import InvalidInputError
-from repsim.metrics.algorithms.gram_space import GramSweep, tile_side, tiles
+from repsim.metrics.algorithms.gram_space import GramSweep, tile_side
 from repsim.metrics.algorithms.sweep import Sums
 from repsim.metrics.cka import CKA
 from repsim.metrics.recipes.gram import Gram
 from repsim.metrics.recipes.groups import Groups
-from repsim.metrics.recipes.rows import cut, float64_device, pieces
+from repsim.metrics.recipes.rows import cut, float64_device, pieces, prefetch
 from repsim.metrics.recipes.within_classes import degrees_of_freedom
 from repsim.runtime import tuning
 
 _BITS = 61
 """Bits of the largest possible sum, so that no sum of whole numbers overflows."""
+_FLOAT_BITS = 51
+"""The same for sums of whole numbers in float64, so that each of them is exact."""
 _ROWS = 128
-"""Rows of a tile whose products are computed by one thread at a time."""
+"""Rows of a tile, at most, whose products are computed by one thread at a time."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,6 +48,38 @@ class Products:
     pairs: Float64[np.ndarray, "*batch rows columns"]
     own: Float64[np.ndarray, "*batch layers"]
     """||A||^2 of all layers, those of the rows first; NaN for a layer that consists of rounding errors."""
+
+
+@dataclass(frozen=True, eq=False)
+class ClassMeans:
+    """Means of the classes of one layer, in all samples and in each subset; features have the dtype of the layer."""
+
+    means: Float[Tensor, "subsets classes p"]
+    offsets: Float[Tensor, "subsets classes"]
+    """Mean offset of each class."""
+    of_all: Float[Tensor, "classes classes"]
+    """M of all samples."""
+    own: Float[Tensor, "subsets classes"]
+    """M of each class with itself."""
+
+
+@dataclass(frozen=True, eq=False)
+class Tiles:
+    """One tile of the centred kernels of all layers and, with classes, of their kernels within classes."""
+
+    rows: slice
+    columns: slice
+    """Samples, in the order of the tiles."""
+    kernels: Float[Tensor, "kinds layers rows columns"]
+    transposed: Float[Tensor, "kinds layers columns rows"]
+    """The same, so that the layers of one column lie side by side."""
+    alike: Bool[Tensor, "rows columns"] | None
+    """Which pairs of samples are of the same class."""
+
+    @property
+    def weight(self) -> int:
+        """How often each entry is in the matrix, which is symmetric."""
+        return 1 if self.rows == self.columns else 2
 
 
 class SampleSums(GramSweep):
@@ -81,8 +119,6 @@ class SampleSums(GramSweep):
         Which cells each subset has. Without subsets there are none.
     classes : Groups, optional
         Classes of the samples.
-    keep : bool
-        Whether sums of single samples are kept.
     cubes : bool
         Whether sum_ij A_ij^3 of every layer is computed as well.
     panel, tile, held : int
@@ -97,7 +133,6 @@ class SampleSums(GramSweep):
         cells: Int64[np.ndarray, " n"],
         subsets: Bool[np.ndarray, "subsets cells"],
         classes: Groups | None = None,
-        keep: bool = True,
         cubes: bool = False,
         panel: int = 0,
         tile: int = 0,
@@ -113,17 +148,22 @@ class SampleSums(GramSweep):
         self._n, self._place = self.draws[0].n, float64_device(self.device)
         self._classes, self._subsets = classes, np.asarray(subsets, bool)
         self._cells = torch.from_numpy(np.asarray(cells, np.int64))
-        self._order = torch.cat([i.start + self._cells[i].argsort(stable=True) for i in self._panels_of])
-        """Samples in the order in which they are read: within each panel, cell after cell."""
+        key = self._cells if classes is None else self._cells * classes.count + classes.numbers
+        self._order = torch.cat([i.start + key[i].argsort(stable=True) for i in self._panels_of])
+        """Samples in the order of the tiles: within each panel, cell after cell, and within a cell by class."""
         self._numbers = None if classes is None else classes.numbers[self._order]
         self.square = self.first == 0 and self.height == len(self.layers)
         """Whether the rows are the columns."""
         bits = 2 * math.ceil(math.log2(self._n))
         self._unit, self._cube_unit = 2.0 ** (bits - _BITS), 2.0 ** (bits * 3 / 2 - _BITS)
-        self._keep, self._cubes = keep, cubes
+        self._float_unit = 2.0 ** (bits - _FLOAT_BITS)
+        self._cubes = cubes
         self._widest_first = sorted(range(len(self.layers)), key=lambda k: -self.draws[k].p)  # threads end together
         self._upper = torch.triu_indices(self.height, self.width, device=self._place) if self.square else None
         """Pairs whose sums of single samples are kept if the rows are the columns: half of all, by symmetry."""
+        self._packing = None if self._upper is None else (self._upper[0] * self.width + self._upper[1]).to(self.device)
+        self._spare: deque[Tensor] = deque()
+        """Memory for the products of some rows of a tile, one for each thread."""
         self._sums = self._empty_sums()
         self._offsets64 = torch.stack(self._offsets(self.measures[0])).to(self._place)
         self._shifts = self._offsets64[:, self._order.to(self._place)].to(self.device, self.dtype)
@@ -132,11 +172,12 @@ class SampleSums(GramSweep):
         self._members = torch.from_numpy(self._with_all[:, np.asarray(cells, np.int64)]).to(self._place)
         """Whether each sample is in all samples, and in each subset."""
         self._cell_sums: list[Float64[Tensor, "cells classes p"]] = []
-        self._means: list[Float[Tensor, "subsets classes p"]] = []
         self._of_classes: list[Float[Tensor, "n classes"]] = []
-        """H of each layer, in the order in which samples are read."""
+        """H of each layer, in the order of the tiles."""
         self._own_class = torch.empty(0)
-        """H of each sample's own class, (layers, subsets, n), centred within the classes of each subset."""
+        """H of each sample's own class, (layers, subsets, n), centred within the classes of each subset; 0 outside."""
+        self._sums_of_products = torch.empty(0)
+        """sum_j x_i'x_j over the samples j of all samples, and of each subset, (layers, subsets, n)."""
         self._mean_sums: list[tuple[Float64[np.ndarray, "rows columns"], Float64[np.ndarray, " layers"]]] = []
 
     def _narrow(self, columns: Sequence[Gram]) -> None:
@@ -156,16 +197,22 @@ class SampleSums(GramSweep):
         if self._upper is not None:
             kept, own = self._upper.shape[1], 0
         shapes: dict[str, tuple[int, ...]] = {"cells": (parts, parts, kept), "own cells": (parts, parts, own)}
-        for name in ("samples", "within") if self._classes is not None else ("samples",):
-            if self._keep:
-                shapes |= {name: (self._n, kept), f"own {name}": (self._n, own)}
         if self._cubes:
             shapes["cubes"] = (layers,)
         if self._classes is not None:
             subsets = 1 + len(self._subsets)
             for name in ("same class", "class means"):
                 shapes |= {name: (subsets, *pairs), f"own {name}": (subsets, layers)}
-        return {name: torch.zeros(shape, dtype=torch.int64, device=self._place) for name, shape in shapes.items()}
+        sums = {name: torch.zeros(shape, dtype=torch.int64, device=self._place) for name, shape in shapes.items()}
+        for name in self._kernels:
+            for whose, width in ((name, kept), (f"own {name}", own)):
+                sums[whose] = torch.zeros(self._n, width, dtype=torch.float64, device=self._place)
+        return sums
+
+    @property
+    def _kernels(self) -> tuple[str, ...]:
+        """Names of the kernels whose sums over single samples are kept."""
+        return ("samples",) if self._classes is None else ("samples", "within")
 
     def prepare(
         self,
@@ -187,45 +234,99 @@ class SampleSums(GramSweep):
         sums = dict(zip(own, self._in_threads(self._sum_features, [self.layers[k] for k in own]), strict=True))
         exchanged = {k: values for part_of in gather(sums) for k, values in part_of.items()}
         self._cell_sums = [exchanged[k].to(self._place) for k in range(len(self.layers))]
-        if self._classes is None:
-            return
-        members = torch.from_numpy(self._with_all).to(self._place, torch.float64)
-        sizes = self._class_sizes.clamp(min=1)[..., None]
-        self._means = [
-            (torch.einsum("sk,kcp->scp", members, sums) / sizes).to(self.device, layer.dtype)
+        shape = len(self.layers), len(self._members), self._n
+        self._sums_of_products = torch.empty(shape, dtype=torch.float64, device=self._place)
+        weights = torch.from_numpy(self._with_all).to(self._place, torch.float64)
+        totals = [
+            torch.einsum("sk,kcp->ps", weights, sums).to(self.device, layer.dtype)
             for layer, sums in zip(self.layers, self._cell_sums, strict=True)
         ]
-        tables = self._in_threads(self._class_table, range(len(self.layers)))
-        self._of_classes = [of_classes for of_classes, _ in tables]
-        self._own_class = torch.stack([own_class for _, own_class in tables])
-        self._mean_sums = [self._mean_products(s, of_subset) for s, of_subset in enumerate(self._class_sizes)]
-        for i in self._panels_of[part(len(self._panels_of))]:
-            self._add_class_means(i)
-        self._means = []
+        means = None
+        if self._classes is not None:
+            means = self._in_threads(self._means_of_classes, range(len(self.layers)))
+            self._mean_sums = [self._mean_products(s, means) for s in range(len(self._members))]
+            self._of_classes = [
+                torch.empty(self._n, self._classes.count, dtype=self.dtype, device=self.device) for _ in self.layers
+            ]
+            self._own_class = torch.zeros(shape, dtype=self.dtype, device=self.device)
+        mine = range(len(self._panels_of))[part(len(self._panels_of))]
+        features = (self._rows(panel) for panel in range(len(self._panels_of)))
+        if not all(draw.in_memory for draw in self.draws):
+            features = prefetch(features, self.device)
+        for panel, x in enumerate(features):
+            i = self._panels_of[panel]
+            self._in_threads(partial(self._sum_products, i, x, totals), self._widest_first)
+            if means is not None:
+                self._centre_by_class(i, x, means, add=panel in mine)
 
-    def _class_table(self, k: int) -> tuple[Float[Tensor, "n classes"], Float[Tensor, "subsets n"]]:
-        """Return H of a layer for all samples and classes, and of each sample's own class in the subsets that have it.
+    def _means_of_classes(self, k: int) -> ClassMeans:
+        """Return the means of the classes of a layer in all samples, and in each subset."""
+        layer, sums, shifts = self.layers[k], self._cell_sums[k], self._class_offsets[k]
+        members = torch.from_numpy(self._with_all).to(self._place, torch.float64)
+        means = torch.einsum("sk,kcp->scp", members, sums) / self._class_sizes.clamp(min=1)[..., None]
+        of_all = means[0] @ means[0].T - shifts[0] - shifts[0][:, None]
+        own = means.square().sum(2) - 2 * shifts
+        return ClassMeans(*(values.to(self.device, layer.dtype) for values in (means, shifts, of_all, own)))
 
-        The samples are in the order in which tiles have them; H of the own class is 0 in other subsets.
-        """
+    def _sum_products(self, i: slice, x: Sequence[Tensor], totals: Sequence[Tensor], k: int) -> None:
+        """Sum the products of the samples of a panel with all samples, and with those of each subset."""
+        self._sums_of_products[k][:, self._order[i].to(self._place)] = (x[k] @ totals[k]).T.to(self._sums_of_products)
+
+    def _centre_by_class(self, i: slice, x: Sequence[Tensor], means: Sequence[ClassMeans], *, add: bool) -> None:
+        """Compute H of the samples of a panel, and ``add`` what depends on G of these samples to the sums."""
         assert self._classes is not None, "there are classes"
-        layer, means = self.layers[k], self._means[k]
-        offsets, shifts = self._offsets64[k].to(means), self._class_offsets[k].to(means)
-        numbers, members = self._classes.numbers.to(self.device), self._members.to(self.device)
-        diagonal = means.square().sum(2) - 2 * shifts
-        M = (means[0] @ means[0].T) - shifts[0] - shifts[0][:, None]
-        table = torch.empty(self._n, means.shape[1], dtype=self.dtype, device=self.device)
-        own = torch.zeros(len(means), self._n, dtype=self.dtype, device=self.device)
-        for i in pieces(layer.features):
-            x, c = layer.features[i], numbers[i]
-            table[i] = (x @ means[0].T - offsets[i, None] - shifts[0] - M[c] / 2).to(self.dtype)
-            for s, member in enumerate(members[:, i]):
-                inside = member.nonzero()[:, 0]
-                of = c[inside]
-                matching = torch.linalg.vecdot(means[s][of], x[inside]) - offsets[i][inside] - shifts[s][of]
-                own[s, i.start + inside] = (matching - diagonal[s][of] / 2).to(self.dtype)
-        order = self._order.to(self.device)
-        return table[order], own[:, order]
+        layers, classes = len(self.layers), self._classes.count
+        for cell, of_cell in self._cell_runs(i):
+            subsets = np.flatnonzero(self._with_all[:, cell])
+            size = max(1, 2**24 // (layers * classes * len(subsets)))
+            for rows in cut(of_cell.stop - of_cell.start, size, of_cell.start):
+                place = slice(i.start + rows.start, i.start + rows.stop)
+                shape = layers, rows.stop - rows.start, len(subsets), classes
+                G = torch.empty(shape, dtype=self.dtype, device=self.device)
+                work = partial(self._means_by_class, place, subsets, G)
+                self._in_threads(lambda k: work(k, x[k][rows], means[k]), self._widest_first)  # noqa: B023
+                if add:
+                    self._add_class_means(place, subsets, G)
+
+    def _means_by_class(
+        self,
+        i: slice,
+        subsets: Int64[np.ndarray, " chosen"],
+        G: Float[Tensor, "layers rows chosen classes"],
+        k: int,
+        x: Float[Tensor, "rows p"],
+        means: ClassMeans,
+    ) -> None:
+        """Compute G of some samples in the subsets that have them, times the root of the sizes of classes; and H."""
+        assert self._numbers is not None, "set together with the classes"
+        own, c = G[k], self._numbers[i].to(self.device)
+        chosen = torch.from_numpy(subsets).to(self.device)
+        own.copy_((x @ means.means[chosen].flatten(0, 1).T).view(own.shape))
+        own.sub_(self._shifts[k, i, None, None]).sub_(means.offsets[chosen].to(own))
+        self._of_classes[k][i] = own[:, 0] - means.of_all[c] / 2
+        of_own = own.gather(2, c[:, None, None].expand(-1, len(subsets), 1))[..., 0]
+        self._own_class[k, chosen, i] = of_own.T - means.own[chosen][:, c] / 2
+        own.mul_(self._class_sizes[chosen.to(self._place)].sqrt().to(own))
+
+    def _add_class_means(
+        self, i: slice, subsets: Int64[np.ndarray, " chosen"], G: Float[Tensor, "layers rows chosen classes"]
+    ) -> None:
+        """Add sum_ic n_c G_ic F_ic over some samples, and the diagonals of pairs of one class."""
+        samples = self._order[i].to(self._place)
+        squared = torch.stack([layer.squared_norms.to(self._place)[samples] for layer in self.layers])
+        diagonal = squared - 2 * self._offsets64[:, samples]
+
+        def products(p: int) -> tuple[Tensor, Tensor]:
+            by_row = G[:, :, p].transpose(0, 1)
+            pairs = by_row[:, : self.height] @ by_row[:, self.first :].mT
+            own = torch.linalg.vecdot(by_row, by_row)
+            pairs, own = pairs.to(self._place), own.to(self._place)
+            return pairs.sum(0, dtype=torch.float64), own.sum(0, dtype=torch.float64)
+
+        for s, of_means in zip(subsets.tolist(), self._in_threads(products, range(len(subsets))), strict=True):
+            W = diagonal - 2 * self._own_class[:, s, i].to(self._place, torch.float64)
+            self._add("same class", s, self._inner_products(W), 1)
+            self._add("class means", s, of_means, 1)
 
     def _sum_features(self, layer: Gram) -> Float64[Tensor, "cells classes p"]:
         classes = 1 if self._classes is None else self._classes.count
@@ -276,47 +377,109 @@ class SampleSums(GramSweep):
 
     @override
     def _part(self, left: slice, right: slice, x: Any, y: Any, shifts: list[Tensor]) -> Sums:
-        layers, within = len(self.layers), self._classes is not None
-        side = min(self.tile, max(left.stop - left.start, right.stop - right.start))
-        kept = within and self._keep
-        memory = torch.empty(2 + 2 * kept, layers * side**2, dtype=self.dtype, device=self.device)
-        for i, j in tiles(left, right, self._n, self.tile):
-            shape = (layers, i.stop - i.start, j.stop - j.start)
-            spare = [m[: math.prod(shape)] for m in memory]
-            stack = spare[0].view(shape)
-            rows, columns = (
-                slice(i.start - left.start, i.stop - left.start),
-                slice(j.start - right.start, j.stop - right.start),
-            )
-            weight = 1 if i == j else 2
-            if within:
-                assert self._numbers is not None, "set together with the classes"
-                ci, cj = (self._numbers[side].to(self.device) for side in (i, j))
-                differ = (ci[:, None] != cj).to(self.dtype)
-
-            def make(k: int) -> None:
-                tile = stack[k]  # noqa: B023 - called at once
-                self.draws[k].tile(x[k][rows], y[k][columns], i, j, tile)  # noqa: B023
-                tile.sub_(self._shifts[k, i, None]).sub_(self._shifts[k, j])  # noqa: B023
-                if i == j:  # noqa: B023
-                    tile.fill_diagonal_(0)
-                if self._cubes:
-                    cube = torch.linalg.vecdot(tile.square(), tile).double().sum() / self._cube_unit
-                    self._sums["cubes"][k] += weight * cube.round().long()  # noqa: B023
-                if kept:  # while the tile is in the cache
-                    centred = spare[2].view(shape)[k]  # noqa: B023
-                    of_classes = self._of_classes[k]
-                    torch.sub(tile, of_classes[i].index_select(1, cj), out=centred)  # noqa: B023
-                    transposed = of_classes[j].T.contiguous().index_select(0, ci)  # noqa: B023
-                    centred.sub_(transposed).mul_(differ)  # noqa: B023
-
-            self._in_threads(make, self._widest_first)
-            self._add_tile(stack, i, j, "samples", spare[1])
-            if kept:
-                self._add_tile(spare[2].view(shape), i, j, "within", spare[3])
-            if within:
-                self._add_same_class(stack, i, j)
+        sides = [self._runs(panel) for panel in (left, right)]
+        rows, columns = sides
+        largest = math.prod(max(run.stop - run.start for run in side) for side in sides)
+        kinds = len(self._kernels)
+        memory = torch.empty(2 * kinds, len(self.layers) * largest, dtype=self.dtype, device=self.device)
+        for number, i in enumerate(rows):
+            for j in columns[number:] if left == right else columns:
+                height, width = i.stop - i.start, j.stop - j.start
+                flat = memory[:, : len(self.layers) * height * width]
+                tiles = Tiles(
+                    i, j, flat[:kinds].view(kinds, -1, height, width), flat[kinds:].view(kinds, -1, width, height),
+                    None if self._numbers is None else self._numbers[i, None] == self._numbers[j],
+                )  # fmt: skip
+                differ = None if tiles.alike is None else (~tiles.alike).to(self.device, self.dtype)
+                of_rows, of_columns = (
+                    slice(side.start - of.start, side.stop - of.start) for side, of in ((i, left), (j, right))
+                )
+                self._in_threads(
+                    lambda k: self._make_tile(tiles, differ, k, x[k][of_rows], y[k][of_columns]),  # noqa: B023 - at once
+                    self._widest_first,
+                )
+                self._add_tiles(tiles)
         return np.zeros(0)
+
+    def _runs(self, panel: slice) -> list[slice]:
+        """Divide a panel into the rows, or columns, of tiles, as equal as possible."""
+        count = -(-(panel.stop - panel.start) // self.tile)
+        ends = np.linspace(panel.start, panel.stop, count + 1).round().astype(int)
+        return [slice(a, b) for a, b in pairwise(ends.tolist())]
+
+    def _make_tile(self, tiles: Tiles, differ: Tensor | None, k: int, x: Tensor, y: Tensor) -> None:
+        """Compute the tile of one layer, also within classes, and transposed; all while it is in the cache."""
+        i, j, tile = tiles.rows, tiles.columns, tiles.kernels[0, k]
+        self.draws[k].tile(x, y, i, j, tile)
+        tile.sub_(self._shifts[k, i, None]).sub_(self._shifts[k, j])
+        if i == j:
+            tile.fill_diagonal_(0)
+        if self._cubes:
+            cube = torch.linalg.vecdot(tile.square(), tile).double().sum() / self._cube_unit
+            self._sums["cubes"][k] += tiles.weight * cube.round().long()
+        if differ is not None:
+            assert self._numbers is not None, "set together with the classes"
+            ci, cj = (self._numbers[side].to(self.device) for side in (i, j))
+            of_classes, centred = self._of_classes[k], tiles.kernels[1, k]
+            torch.sub(tile, of_classes[i].index_select(1, cj), out=centred)
+            centred.sub_(of_classes[j].T.contiguous().index_select(0, ci)).mul_(differ)
+        if i != j:
+            for kernel, transposed in zip(tiles.kernels[:, k], tiles.transposed[:, k], strict=True):
+                transposed.copy_(kernel.T)  # one matrix at a time, because torch then transposes in blocks
+
+    def _add_tiles(self, tiles: Tiles) -> None:
+        """Add tiles to the sums of their rows' samples and, off the diagonal, to those of their columns' samples."""
+        sides = [(tiles.rows, tiles.kernels, [*self._cell_runs(tiles.columns)])]
+        if tiles.rows != tiles.columns:
+            sides.append((tiles.columns, tiles.transposed, []))
+        tasks = [
+            # sums over cells are those of each pair of samples once, and not within classes
+            (name, stack[kind], side.start, rows, cells if kind == 0 else [])
+            for side, stack, cells in sides
+            for kind, name in enumerate(self._kernels)
+            for rows in cut(side.stop - side.start, _ROWS)
+        ]
+        if not self._spare:
+            self._spare.extend(self._empty_products() for _ in range(torch.get_num_threads()))
+
+        def add(
+            name: str, stack: Tensor, first: int, rows: slice, cells: list[tuple[int, slice]]
+        ) -> list[tuple[tuple[int, int], tuple[Tensor, ...]]]:
+            """Add the products of some rows to the sums of their samples; return their sums by pairs of cells."""
+            samples, sums = slice(first + rows.start, first + rows.stop), []
+            spare = self._spare.pop()
+            for cell, columns in cells or [(-1, slice(None))]:
+                products = self._products_of_rows(stack[:, rows, columns].transpose(0, 1), spare)
+                for other, inside in self._cell_runs(samples) if cells else ():
+                    sums.append(((other, cell), tuple(x[inside].sum(0, dtype=torch.float64) for x in products)))
+                for whose, values in zip((name, f"own {name}"), products, strict=True):
+                    self._sums[whose][samples] += values.div_(self._float_unit).round_()
+            self._spare.append(spare)
+            return sums
+
+        for sums in self._in_threads(lambda task: add(*task), tasks):
+            for cells, values in sums:
+                self._add("cells", cells, values, tiles.weight)
+        if tiles.alike is not None:
+            self._add_same_class(tiles)
+
+    def _empty_products(self) -> Tensor:
+        kept = self.height * self.width if self._upper is None else self._upper.shape[1]
+        return torch.empty(_ROWS * (self.height * self.width + kept), dtype=self.dtype, device=self.device)
+
+    def _products_of_rows(
+        self, by_row: Float[Tensor, "samples layers columns"], spare: Tensor
+    ) -> tuple[Float[Tensor, "samples kept"], Float[Tensor, "samples own"]]:
+        """Return the products of the layers in each row of a tile, in spare memory, and of each layer with itself."""
+        count, size = len(by_row), self.height * self.width
+        pairs = spare[: count * size].view(count, self.height, self.width)
+        torch.bmm(by_row[:, : self.height], by_row[:, self.first :].mT, out=pairs)
+        if self._packing is None:
+            return pairs.flatten(1).to(self._place), torch.linalg.vecdot(by_row, by_row).to(self._place)
+        packed = spare[count * size : count * (size + len(self._packing))].view(count, -1)
+        torch.index_select(pairs.flatten(1), 1, self._packing, out=packed)
+        packed = packed.to(self._place)
+        return packed, packed[:, :0]
 
     def _cell_runs(self, i: slice) -> Iterator[tuple[int, slice]]:
         """Yield the cells of a run of samples, with their places within the run."""
@@ -327,121 +490,42 @@ class SampleSums(GramSweep):
             yield cell, slice(start, start + count)
             start += count
 
-    def _add_tile(self, stack: Tensor, i: slice, j: slice, what: str, spare: Tensor) -> None:
-        """Add a tile to the sums of its rows' samples and, off the diagonal, to those of its columns' samples."""
-        self._add_rows(stack, i, j, what)
-        if i == j or not self._keep:
-            return
-        transposed = spare.view(stack.shape[0], stack.shape[2], stack.shape[1])
-        # one matrix at a time, because torch then transposes in blocks
-        self._in_threads(lambda k: transposed[k].copy_(stack[k].T), range(len(stack)))
-        self._add_rows(transposed, j, i, what, again=True)
-
-    def _add_rows(self, stack: Tensor, i: slice, j: slice, what: str, *, again: bool = False) -> None:
-        """Add a tile to the sums of its rows' samples and, unless it was seen before, to those over pairs of cells."""
-        by_row, weight = stack.transpose(0, 1), 1 if i == j else 2
-        over_cells = what == "samples" and not again
-        columns = list(self._cell_runs(j)) if over_cells else [(0, slice(0, j.stop - j.start))]
-
-        def add(rows: slice) -> list[tuple[tuple[int, int], Tensor, Tensor]]:
-            """Add some rows to the sums of their samples; return their sums by pairs of cells."""
-            samples, of_cells = slice(i.start + rows.start, i.start + rows.stop), []
-            for cell, part in columns:
-                piece = by_row[rows, :, part]
-                pairs = self._whole(self._packed(piece[:, : self.height] @ piece[:, self.first :].mT))
-                own = pairs[:, :0] if self.square else self._whole(torch.linalg.vecdot(piece, piece))
-                if self._keep:
-                    self._sums[what][samples] += pairs
-                    if not self.square:
-                        self._sums[f"own {what}"][samples] += own
-                if over_cells:
-                    of_cells += [
-                        ((other, cell), weight * pairs[inside].sum(0), weight * own[inside].sum(0))
-                        for other, inside in self._cell_runs(samples)
-                    ]
-            return of_cells
-
-        for of_rows in self._in_threads(add, cut(len(by_row), _ROWS)):
-            for cells, pairs, own in of_rows:
-                self._sums["cells"][cells] += pairs
-                self._sums["own cells"][cells] += own
-
-    def _packed(self, pairs: Float[Tensor, "samples rows columns"]) -> Float[Tensor, "samples kept"]:
-        if self._upper is None:
-            return pairs.flatten(1)
-        return pairs.flatten(1).index_select(1, self._upper[0] * self.width + self._upper[1])
-
-    def _unpacked(self, sums: Int64[Tensor, "*samples kept"]) -> Float64[np.ndarray, "*samples rows columns"]:
-        if self._upper is None:
-            return np.asarray(sums.unflatten(-1, (self.height, self.width)).cpu().numpy() * self._unit)
-        pairs = np.empty((*sums.shape[:-1], self.height, self.width))
-        rows, columns = self._upper.cpu().numpy()
-        pairs[..., rows, columns] = pairs[..., columns, rows] = sums.cpu().numpy() * self._unit
-        return pairs
-
-    def _whole(self, values: Tensor) -> Int64[Tensor, "..."]:
-        """Return values as whole numbers of the unit."""
-        if values.dtype == torch.float64:
-            return values.div(self._unit).round_().long().to(self._place)
-        return values.div_(self._unit).long().to(self._place)  # division by a power of two rounds nothing
-
-    def _add_same_class(self, stack: Tensor, i: slice, j: slice) -> None:
+    def _add_same_class(self, tiles: Tiles) -> None:
         """Add the pairs of different samples of one class, centred within the classes of each subset."""
-        assert self._numbers is not None, "set together with the classes"
-        alike = self._numbers[i, None] == self._numbers[j]
-        if i == j:
-            alike.fill_diagonal_(False)
+        assert tiles.alike is not None, "there are classes"
+        i, j = tiles.rows, tiles.columns
+        alike = tiles.alike.fill_diagonal_(False) if i == j else tiles.alike
         r, c = (place.to(self.device) for place in alike.nonzero(as_tuple=True))
         if not len(r):
             return
-        values, weight = stack[:, r, c], 1 if i == j else 2
-        members, own = self._members.to(self.device), self._own_class
-        rows, columns = (self._order[side].to(self.device) for side in (i, j))
-        for s, member in enumerate(members):
+        values, own = tiles.kernels[0][:, r, c], self._own_class
+        for s, member in enumerate(self._members.to(self.device)):
+            rows, columns = (self._order[side].to(self.device) for side in (i, j))
             both = (member[rows[r]] & member[columns[c]]).nonzero()[:, 0]
             for run in cut(len(both), max(1, 2**24 // len(self.layers))):
                 chosen = both[run]
                 W = values[:, chosen] - own[:, s, i.start + r[chosen]] - own[:, s, j.start + c[chosen]]
-                self._add_products("same class", s, W, weight)
+                self._add("same class", s, self._inner_products(W), tiles.weight)
 
-    def _add_products(self, name: str, s: int, W: Float[Tensor, "layers entries"], weight: float) -> None:
-        """Add the inner products of rows and columns, over some entries of their kernels."""
+    def _inner_products(self, W: Float[Tensor, "layers entries"]) -> tuple[Tensor, Tensor]:
+        """Return the inner products of rows and columns, and of each layer with itself, over entries of kernels."""
         W = W.to(self._place, torch.float64)
-        pairs, own = W[: self.height] @ W[self.first :].T, torch.linalg.vecdot(W, W)
-        self._sums[name][s] += (weight * pairs / self._unit).round_().long()
-        self._sums[f"own {name}"][s] += (weight * own / self._unit).round_().long()
+        return W[: self.height] @ W[self.first :].T, torch.linalg.vecdot(W, W)
 
-    def _add_class_means(self, i: slice) -> None:
-        """Add sum_ic n_c G_ic F_ic over the samples of a panel, and the diagonals of pairs of one class."""
-        samples = self._order[i].to(self._place)
-        squared = torch.stack([layer.squared_norms.to(self._place)[samples] for layer in self.layers])
-        diagonal, x = squared - 2 * self._offsets64[:, samples], self._rows(self._panels_of.index(i))
-        sizes, of_classes = self._class_sizes, self._class_offsets
-        classes = sizes.shape[1]
-        for s in range(len(self._members)):
-            inside = self._members[s, samples].nonzero()[:, 0]
-            place = inside.to(self.device)
-            W = diagonal[:, inside] - 2 * self._own_class[:, s, i.start + place].to(self._place, torch.float64)
-            self._add_products("same class", s, W, 1)
-            for run in cut(len(inside), max(1, 2**22 // (classes * len(self.layers)))):
-                G = torch.empty(len(self.layers), run.stop - run.start, classes, dtype=self.dtype, device=self.device)
-                rows = inside[run]
-
-                def write(k: int) -> None:
-                    G[k] = x[k][rows.to(self.device)] @ self._means[k][s].T  # noqa: B023 - called at once
-                    offsets = self._offsets64[k, samples[rows], None].to(G)  # noqa: B023
-                    G[k].sub_(offsets).sub_(of_classes[k, s].to(G)).mul_(sizes[s].sqrt().to(G))  # noqa: B023
-
-                self._in_threads(write, self._widest_first)
-                by_row = G.transpose(0, 1)
-                pairs = by_row[:, : self.height] @ by_row[:, self.first :].mT
-                self._sums["class means"][s] += self._whole(pairs).sum(0)
-                self._sums["own class means"][s] += self._whole(torch.linalg.vecdot(by_row, by_row)).sum(0)
+    def _add(self, name: str, place: Any, sums: Sequence[Tensor], weight: float) -> None:
+        """Add sums of pairs, and of each layer with itself, as whole numbers."""
+        for whose, values in zip((name, f"own {name}"), sums, strict=True):
+            self._sums[whose][place] += (weight / self._unit * values).round_().long()
 
     # What follows from the sums
 
-    def _float(self, name: str) -> Float64[np.ndarray, "..."]:
-        return np.asarray(self._sums[name].cpu().numpy() * self._unit)
+    def _unpacked(self, sums: Float64[np.ndarray, "*samples kept"]) -> Float64[np.ndarray, "*samples rows columns"]:
+        if self._upper is None:
+            return sums.reshape(*sums.shape[:-1], self.height, self.width)
+        pairs = np.empty((*sums.shape[:-1], self.height, self.width))
+        rows, columns = self._upper.cpu().numpy()
+        pairs[..., rows, columns] = pairs[..., columns, rows] = sums
+        return pairs
 
     def _over_cells(self, s: int) -> Products:
         """Return the sums over pairs of different samples of all samples (0), or of a subset (from 1)."""
@@ -449,7 +533,7 @@ class SampleSums(GramSweep):
         chosen = np.ix_(inside, inside)
         pairs, own = (self._sums[name].cpu().numpy() for name in ("cells", "own cells"))
         # a pair of cells was seen once, in either order, with the weight of both
-        of_pairs = self._unpacked(torch.from_numpy(pairs[chosen].sum((0, 1))))
+        of_pairs = self._unpacked(pairs[chosen].sum((0, 1)) * self._unit)
         return Products(of_pairs, of_pairs.diagonal() if self.square else own[chosen].sum((0, 1)) * self._unit)
 
     @functools.cached_property
@@ -492,17 +576,6 @@ class SampleSums(GramSweep):
         squared = torch.stack([layer.squared_norms.to(self._place)[inside] for layer in self.layers])
         return self._sums_of_products[:, s, inside] - squared - (len(inside) - 2) * o - o.sum(1, keepdim=True)
 
-    @functools.cached_property
-    def _sums_of_products(self) -> Float64[Tensor, "layers subsets n"]:
-        """sum_j x_i'x_j over the samples j of all samples, and of each subset, in one pass over every layer."""
-        weights = torch.from_numpy(self._with_all).to(self._place, torch.float64)
-        sums = torch.empty(len(self.layers), len(weights), self._n, dtype=torch.float64, device=self._place)
-        for k, layer in enumerate(self.layers):
-            total = torch.einsum("sk,kcp->ps", weights, self._cell_sums[k]).to(self.device, layer.dtype)
-            for i in pieces(layer.features):
-                sums[k, :, i] = (layer.features[i] @ total).T.to(sums)
-        return sums
-
     def within(self, s: int) -> Products:
         """Return inner products within classes over all samples (0), or over a subset (from 1), per degree of freedom.
 
@@ -518,36 +591,35 @@ class SampleSums(GramSweep):
         ]  # fmt: skip
         pairs, own = (sum(part) for part in zip(*parts, strict=True))
         for name, weight in (("class means", 2), ("same class", 1)):
-            pairs, own = pairs - weight * self._float(name)[s], own - weight * self._float(f"own {name}")[s]
+            of_name = (weight * self._unit * self._sums[whose][s].cpu().numpy() for whose in (name, f"own {name}"))
+            pairs, own = (total - values for total, values in zip((pairs, own), of_name, strict=True))
         degrees = float(degrees_of_freedom(sizes.cpu().long()))
         degrees = degrees if degrees > 0 else math.nan
         return Products(np.asarray(pairs / degrees), np.asarray(own / degrees))
 
     def _mean_products(
-        self, s: int, sizes: Float64[Tensor, " classes"]
+        self, s: int, means: Sequence[ClassMeans]
     ) -> tuple[Float64[np.ndarray, "rows columns"], Float64[np.ndarray, " layers"]]:
         """Return sum_cc' n_c n_c' M_cc' N_cc' of all pairs, and of every layer with itself."""
-        offsets, layers = self._class_offsets[:, s], len(self.layers)
+        sizes, offsets, layers = self._class_sizes[s], self._class_offsets[:, s], len(self.layers)
         pairs = torch.zeros(self.height, self.width, dtype=torch.float64, device=self._place)
         own = torch.zeros(layers, dtype=torch.float64, device=self._place)
+        of_subset = [of_layer.means[s].to(self._place, torch.float64) for of_layer in means]
         for run in cut(len(sizes), max(1, 2**24 // (len(sizes) * layers))):
             M = torch.stack([
-                self._means[k][s][run].double() @ self._means[k][s].double().T - offsets[k, run, None] - offsets[k]
-                for k in range(layers)
+                m[run] @ m.T - offsets[k, run, None] - offsets[k] for k, m in enumerate(of_subset)
             ])  # fmt: skip
-            M = (M * (sizes[run, None] * sizes).sqrt()).flatten(1)
-            pairs += M[: self.height] @ M[self.first :].T
-            own += torch.linalg.vecdot(M, M)
+            of_run = self._inner_products((M * (sizes[run, None] * sizes).sqrt()).flatten(1))
+            pairs, own = pairs + of_run[0], own + of_run[1]
         return pairs.cpu().numpy(), own.cpu().numpy()
 
     @property
     def row_squares(self) -> Float64[np.ndarray, "n layers"]:
         """sum_j A_ij^2 of every layer, for each sample."""
-        place = self._place_of.to(self._place)
         own = self._sums["own samples"]
         if self._upper is not None:
             own = self._sums["samples"][:, self._upper[0] == self._upper[1]]
-        return np.asarray(own[place].cpu().numpy() * self._unit)
+        return np.asarray(own[self._place_of].cpu().numpy() * self._float_unit)
 
     @property
     def cubes(self) -> Float64[np.ndarray, " layers"]:
@@ -556,7 +628,7 @@ class SampleSums(GramSweep):
 
     @functools.cached_property
     def _place_of(self) -> Int64[Tensor, " n"]:
-        return self._order.argsort()
+        return self._order.argsort().to(self._place)
 
     def without(self, run: slice) -> Products:
         """Return <A, B> without each sample of a run."""
@@ -599,15 +671,14 @@ class SampleSums(GramSweep):
     @functools.cached_property
     def _within_totals(self) -> Products:
         """Inner products within classes over all samples, as sums over single samples."""
-        pairs = self._unpacked(self._sums["within"].sum(0))
-        own = self._sums["own within"].sum(0).cpu().numpy() * self._unit
+        of_pairs, own = (self._sums[name].sum(0).cpu().numpy() * self._float_unit for name in ("within", "own within"))
+        pairs = self._unpacked(of_pairs)
         return Products(pairs, pairs.diagonal() if self.square else own)
 
     def _of_samples(
         self, name: str, run: slice
     ) -> tuple[Float64[np.ndarray, "run rows columns"], Float64[np.ndarray, "run layers"]]:
-        place = self._place_of[run].to(self._place)
-        pairs = self._unpacked(self._sums[name][place])
-        if self.square:
-            return pairs, np.diagonal(pairs, axis1=1, axis2=2)
-        return pairs, self._sums[f"own {name}"][place].cpu().numpy() * self._unit
+        place = self._place_of[run]
+        of_pairs, own = (self._sums[whose][place].cpu().numpy() * self._float_unit for whose in (name, f"own {name}"))
+        pairs = self._unpacked(of_pairs)
+        return pairs, np.diagonal(pairs, axis1=1, axis2=2) if self.square else own

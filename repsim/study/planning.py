@@ -136,6 +136,8 @@ class StudyPlan:
         """Return the side of a tile of a block with this number of layers."""
         copies = 2 if self.shape.classes else 1
         side = math.isqrt(self.tile_stack // (self.shape.itemsize * layers * copies))
+        if side > 128:  # products of matrices are fastest at multiples of the width of a vector
+            side -= side % 64
         return max(32, min(tuning.current().tile, side, self.panel))
 
     @property

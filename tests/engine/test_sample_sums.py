@@ -171,14 +171,6 @@ def test_every_sample_in_a_class_of_its_own_or_all_in_one(rng: np.random.Generat
         check(sums.all, Expected(layers, "equal").on(np.arange(N)))
 
 
-def test_without_sums_of_single_samples(rng: np.random.Generator) -> None:
-    layers = layers_of(rng)
-    sums, expected = summed(layers, keep=False), Expected(layers, "equal")
-    check(sums.all, expected.on(np.arange(N)))
-    check(sums.subset(1), expected.on(subset(1)))
-    check(sums.within(2), expected.within(subset(1)))
-
-
 def test_without_subsets(rng: np.random.Generator) -> None:
     layers = layers_of(rng)
     none = np.zeros((0, 1), bool)
