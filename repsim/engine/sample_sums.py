@@ -52,7 +52,7 @@ class Products:
 
 @dataclass(frozen=True, eq=False)
 class ClassMeans:
-    """Means of the classes of one layer, in all samples and in each subset; features have the dtype of the layer."""
+    """Means of the classes of one layer, in the dtype of its features; in all samples first, and then in subsets."""
 
     means: Float[Tensor, "subsets classes p"]
     offsets: Float[Tensor, "subsets classes"]
@@ -61,6 +61,25 @@ class ClassMeans:
     """M of all samples."""
     own: Float[Tensor, "subsets classes"]
     """M of each class with itself."""
+
+    def centred(
+        self, x: Float[Tensor, "rows p"], c: Int64[Tensor, " rows"], o: Tensor
+    ) -> Float[Tensor, "rows classes"]:
+        """Return H of some samples of the classes ``c``, with the offsets ``o``."""
+        return (x @ self.means[0].T).sub_(o[:, None]).sub_(self.offsets[0]).sub_(self.of_all[c], alpha=0.5)
+
+    @property
+    def without_subsets(self) -> "ClassMeans":
+        """The means in all samples only."""
+        return ClassMeans(self.means[:1].clone(), self.offsets[:1], self.of_all, self.own[:1])
+
+
+@dataclass(frozen=True, eq=False)
+class Panel:
+    """What tiles are made of, for the samples of a panel: features of each layer and, with classes, H."""
+
+    features: list[Float[Tensor, "rows p"]]
+    by_class: list[Float[Tensor, "rows classes"]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,8 +92,8 @@ class Tiles:
     kernels: Float[Tensor, "kinds layers rows columns"]
     transposed: Float[Tensor, "kinds layers columns rows"]
     """The same, so that the layers of one column lie side by side."""
-    alike: Bool[Tensor, "rows columns"] | None
-    """Which pairs of samples are of the same class."""
+    differ: Float[Tensor, "rows columns"] | None
+    """1 for pairs of samples of different classes, and otherwise 0."""
 
     @property
     def weight(self) -> int:
@@ -172,8 +191,7 @@ class SampleSums(GramSweep):
         self._members = torch.from_numpy(self._with_all[:, np.asarray(cells, np.int64)]).to(self._place)
         """Whether each sample is in all samples, and in each subset."""
         self._cell_sums: list[Float64[Tensor, "cells classes p"]] = []
-        self._of_classes: list[Float[Tensor, "n classes"]] = []
-        """H of each layer, in the order of the tiles."""
+        self._means: list[ClassMeans] = []
         self._own_class = torch.empty(0)
         """H of each sample's own class, (layers, subsets, n), centred within the classes of each subset; 0 outside."""
         self._sums_of_products = torch.empty(0)
@@ -238,26 +256,25 @@ class SampleSums(GramSweep):
         self._sums_of_products = torch.empty(shape, dtype=torch.float64, device=self._place)
         weights = torch.from_numpy(self._with_all).to(self._place, torch.float64)
         totals = [
-            torch.einsum("sk,kcp->ps", weights, sums).to(self.device, layer.dtype)
+            torch.einsum("sk,kcp->ps", weights, sums).to(self.device, self.dtype)
             for layer, sums in zip(self.layers, self._cell_sums, strict=True)
         ]
         means = None
         if self._classes is not None:
             means = self._in_threads(self._means_of_classes, range(len(self.layers)))
             self._mean_sums = [self._mean_products(s, means) for s in range(len(self._members))]
-            self._of_classes = [
-                torch.empty(self._n, self._classes.count, dtype=self.dtype, device=self.device) for _ in self.layers
-            ]
             self._own_class = torch.zeros(shape, dtype=self.dtype, device=self.device)
         mine = range(len(self._panels_of))[part(len(self._panels_of))]
         features = (self._rows(panel) for panel in range(len(self._panels_of)))
         if not all(draw.in_memory for draw in self.draws):
             features = prefetch(features, self.device)
-        for panel, x in enumerate(features):
-            i = self._panels_of[panel]
+        for panel, read in enumerate(features):
+            i, x = self._panels_of[panel], read.features
             self._in_threads(partial(self._sum_products, i, x, totals), self._widest_first)
             if means is not None:
                 self._centre_by_class(i, x, means, add=panel in mine)
+        self._cell_sums = []
+        self._means = [of_layer.without_subsets for of_layer in means or ()]
 
     def _means_of_classes(self, k: int) -> ClassMeans:
         """Return the means of the classes of a layer in all samples, and in each subset."""
@@ -266,14 +283,14 @@ class SampleSums(GramSweep):
         means = torch.einsum("sk,kcp->scp", members, sums) / self._class_sizes.clamp(min=1)[..., None]
         of_all = means[0] @ means[0].T - shifts[0] - shifts[0][:, None]
         own = means.square().sum(2) - 2 * shifts
-        return ClassMeans(*(values.to(self.device, layer.dtype) for values in (means, shifts, of_all, own)))
+        return ClassMeans(*(values.to(self.device, self.dtype) for values in (means, shifts, of_all, own)))
 
     def _sum_products(self, i: slice, x: Sequence[Tensor], totals: Sequence[Tensor], k: int) -> None:
         """Sum the products of the samples of a panel with all samples, and with those of each subset."""
         self._sums_of_products[k][:, self._order[i].to(self._place)] = (x[k] @ totals[k]).T.to(self._sums_of_products)
 
     def _centre_by_class(self, i: slice, x: Sequence[Tensor], means: Sequence[ClassMeans], *, add: bool) -> None:
-        """Compute H of the samples of a panel, and ``add`` what depends on G of these samples to the sums."""
+        """Compute H of each sample's own class, and ``add`` what depends on G of these samples to the sums."""
         assert self._classes is not None, "there are classes"
         layers, classes = len(self.layers), self._classes.count
         for cell, of_cell in self._cell_runs(i):
@@ -283,8 +300,10 @@ class SampleSums(GramSweep):
                 place = slice(i.start + rows.start, i.start + rows.stop)
                 shape = layers, rows.stop - rows.start, len(subsets), classes
                 G = torch.empty(shape, dtype=self.dtype, device=self.device)
-                work = partial(self._means_by_class, place, subsets, G)
-                self._in_threads(lambda k: work(k, x[k][rows], means[k]), self._widest_first)  # noqa: B023
+                self._in_threads(
+                    lambda k: self._means_by_class(place, subsets, x[k][rows], k, means=means[k], out=G[k]),  # noqa: B023
+                    self._widest_first,
+                )
                 if add:
                     self._add_class_means(place, subsets, G)
 
@@ -292,18 +311,21 @@ class SampleSums(GramSweep):
         self,
         i: slice,
         subsets: Int64[np.ndarray, " chosen"],
-        G: Float[Tensor, "layers rows chosen classes"],
-        k: int,
         x: Float[Tensor, "rows p"],
+        k: int,
+        *,
         means: ClassMeans,
+        out: Float[Tensor, "rows chosen classes"],
     ) -> None:
-        """Compute G of some samples in the subsets that have them, times the root of the sizes of classes; and H."""
+        """Compute G of some samples in the subsets that have them, times the root of the sizes of classes.
+
+        H of the class of each sample is kept.
+        """
         assert self._numbers is not None, "set together with the classes"
-        own, c = G[k], self._numbers[i].to(self.device)
+        own, c = out, self._numbers[i].to(self.device)
         chosen = torch.from_numpy(subsets).to(self.device)
         own.copy_((x @ means.means[chosen].flatten(0, 1).T).view(own.shape))
         own.sub_(self._shifts[k, i, None, None]).sub_(means.offsets[chosen].to(own))
-        self._of_classes[k][i] = own[:, 0] - means.of_all[c] / 2
         of_own = own.gather(2, c[:, None, None].expand(-1, len(subsets), 1))[..., 0]
         self._own_class[k, chosen, i] = of_own.T - means.own[chosen][:, c] / 2
         own.mul_(self._class_sizes[chosen.to(self._place)].sqrt().to(own))
@@ -370,16 +392,31 @@ class SampleSums(GramSweep):
         return self._sums
 
     @override
-    def _rows(self, panel: int) -> Any:
-        i = self._panels_of[panel]
-        order = (self._order[i] - i.start).to(self.device)
-        return [draw.rows(i)[order] for draw in self.draws]
+    def _rows(self, panel: int) -> Panel:
+        i, layers = self._panels_of[panel], range(len(self.draws))
+        order, count = (self._order[i] - i.start).to(self.device), i.stop - i.start
+        widths = [draw.p for draw in self.draws]
+        classes = len(self._means[0].offsets[0]) if self._means else 0
+        # one tensor for all layers, because many small ones leave gaps in the memory when they are freed
+        memory = torch.empty(count * (sum(widths) + len(layers) * classes), dtype=self.dtype, device=self.device)
+        parts = memory.split([count * width for width in [*widths, *[classes] * len(layers)]])
+        x = [part.view(count, -1) for part in parts[: len(layers)]]
+        for k in layers:
+            torch.index_select(self.draws[k].rows(i).to(self.dtype), 0, order, out=x[k])
+        by_class = [part.view(count, -1) for part in parts[len(layers) :]] if self._means else []
+
+        def centre(k: int) -> None:
+            assert self._numbers is not None, "set together with the means"
+            c = self._numbers[i].to(self.device)
+            by_class[k].copy_(self._means[k].centred(x[k], c, self._shifts[k, i].to(x[k])))
+
+        self._in_threads(centre, range(len(by_class)))
+        return Panel(x, by_class)
 
     @override
     def _part(self, left: slice, right: slice, x: Any, y: Any, shifts: list[Tensor]) -> Sums:
-        sides = [self._runs(panel) for panel in (left, right)]
-        rows, columns = sides
-        largest = math.prod(max(run.stop - run.start for run in side) for side in sides)
+        rows, columns = self._runs(left), self._runs(right)
+        largest = math.prod(max(run.stop - run.start for run in runs) for runs in (rows, columns))
         kinds = len(self._kernels)
         memory = torch.empty(2 * kinds, len(self.layers) * largest, dtype=self.dtype, device=self.device)
         for number, i in enumerate(rows):
@@ -388,16 +425,13 @@ class SampleSums(GramSweep):
                 flat = memory[:, : len(self.layers) * height * width]
                 tiles = Tiles(
                     i, j, flat[:kinds].view(kinds, -1, height, width), flat[kinds:].view(kinds, -1, width, height),
-                    None if self._numbers is None else self._numbers[i, None] == self._numbers[j],
+                    None if self._numbers is None
+                    else (self._numbers[i, None] != self._numbers[j]).to(self.device, self.dtype),
                 )  # fmt: skip
-                differ = None if tiles.alike is None else (~tiles.alike).to(self.device, self.dtype)
-                of_rows, of_columns = (
-                    slice(side.start - of.start, side.stop - of.start) for side, of in ((i, left), (j, right))
-                )
-                self._in_threads(
-                    lambda k: self._make_tile(tiles, differ, k, x[k][of_rows], y[k][of_columns]),  # noqa: B023 - at once
-                    self._widest_first,
-                )
+                sides = (x, slice(i.start - left.start, i.stop - left.start)), (
+                    y, slice(j.start - right.start, j.stop - right.start)
+                )  # fmt: skip
+                self._in_threads(partial(self._make_tile, tiles, sides), self._widest_first)
                 self._add_tiles(tiles)
         return np.zeros(0)
 
@@ -407,22 +441,25 @@ class SampleSums(GramSweep):
         ends = np.linspace(panel.start, panel.stop, count + 1).round().astype(int)
         return [slice(a, b) for a, b in pairwise(ends.tolist())]
 
-    def _make_tile(self, tiles: Tiles, differ: Tensor | None, k: int, x: Tensor, y: Tensor) -> None:
-        """Compute the tile of one layer, also within classes, and transposed; all while it is in the cache."""
-        i, j, tile = tiles.rows, tiles.columns, tiles.kernels[0, k]
-        self.draws[k].tile(x, y, i, j, tile)
+    def _make_tile(self, tiles: Tiles, sides: tuple[tuple[Panel, slice], tuple[Panel, slice]], k: int) -> None:
+        """Compute the tile of one layer, also within classes, and transposed; all while it is in the cache.
+
+        ``sides`` are the panel of the rows and that of the columns, each with the samples of the tile in the panel.
+        """
+        i, j, tile, ((x, rows), (y, columns)) = tiles.rows, tiles.columns, tiles.kernels[0, k], sides
+        self.draws[k].tile(x.features[k][rows], y.features[k][columns], i, j, tile)
         tile.sub_(self._shifts[k, i, None]).sub_(self._shifts[k, j])
         if i == j:
             tile.fill_diagonal_(0)
         if self._cubes:
             cube = torch.linalg.vecdot(tile.square(), tile).double().sum() / self._cube_unit
             self._sums["cubes"][k] += tiles.weight * cube.round().long()
-        if differ is not None:
+        if tiles.differ is not None:
             assert self._numbers is not None, "set together with the classes"
             ci, cj = (self._numbers[side].to(self.device) for side in (i, j))
-            of_classes, centred = self._of_classes[k], tiles.kernels[1, k]
-            torch.sub(tile, of_classes[i].index_select(1, cj), out=centred)
-            centred.sub_(of_classes[j].T.contiguous().index_select(0, ci)).mul_(differ)
+            centred = tiles.kernels[1, k]
+            torch.sub(tile, x.by_class[k][rows].index_select(1, cj), out=centred)
+            centred.sub_(y.by_class[k][columns].T.contiguous().index_select(0, ci)).mul_(tiles.differ)
         if i != j:
             for kernel, transposed in zip(tiles.kernels[:, k], tiles.transposed[:, k], strict=True):
                 transposed.copy_(kernel.T)  # one matrix at a time, because torch then transposes in blocks
@@ -444,24 +481,26 @@ class SampleSums(GramSweep):
 
         def add(
             name: str, stack: Tensor, first: int, rows: slice, cells: list[tuple[int, slice]]
-        ) -> list[tuple[tuple[int, int], tuple[Tensor, ...]]]:
+        ) -> list[tuple[str, tuple[int, int], tuple[Tensor, ...]]]:
             """Add the products of some rows to the sums of their samples; return their sums by pairs of cells."""
             samples, sums = slice(first + rows.start, first + rows.stop), []
             spare = self._spare.pop()
             for cell, columns in cells or [(-1, slice(None))]:
                 products = self._products_of_rows(stack[:, rows, columns].transpose(0, 1), spare)
                 for other, inside in self._cell_runs(samples) if cells else ():
-                    sums.append(((other, cell), tuple(x[inside].sum(0, dtype=torch.float64) for x in products)))
+                    of_cells = tuple(values[inside].sum(0, dtype=torch.float64) for values in products)
+                    sums.append(("cells", (other, cell), of_cells))
                 for whose, values in zip((name, f"own {name}"), products, strict=True):
                     self._sums[whose][samples] += values.div_(self._float_unit).round_()
             self._spare.append(spare)
             return sums
 
-        for sums in self._in_threads(lambda task: add(*task), tasks):
-            for cells, values in sums:
-                self._add("cells", cells, values, tiles.weight)
-        if tiles.alike is not None:
-            self._add_same_class(tiles)
+        work: list[Callable[[], list[Any]]] = [partial(add, *task) for task in tasks]
+        if tiles.differ is not None:
+            work.insert(0, partial(self._same_class, tiles))
+        for sums in self._in_threads(lambda compute: compute(), work):
+            for name, place, values in sums:
+                self._add(name, place, values, tiles.weight)
 
     def _empty_products(self) -> Tensor:
         kept = self.height * self.width if self._upper is None else self._upper.shape[1]
@@ -490,22 +529,23 @@ class SampleSums(GramSweep):
             yield cell, slice(start, start + count)
             start += count
 
-    def _add_same_class(self, tiles: Tiles) -> None:
-        """Add the pairs of different samples of one class, centred within the classes of each subset."""
-        assert tiles.alike is not None, "there are classes"
+    def _same_class(self, tiles: Tiles) -> list[tuple[str, int, tuple[Tensor, Tensor]]]:
+        """Return the sums over pairs of different samples of one class, centred within the classes of each subset."""
+        assert tiles.differ is not None, "there are classes"
         i, j = tiles.rows, tiles.columns
-        alike = tiles.alike.fill_diagonal_(False) if i == j else tiles.alike
-        r, c = (place.to(self.device) for place in alike.nonzero(as_tuple=True))
-        if not len(r):
-            return
-        values, own = tiles.kernels[0][:, r, c], self._own_class
-        for s, member in enumerate(self._members.to(self.device)):
-            rows, columns = (self._order[side].to(self.device) for side in (i, j))
-            both = (member[rows[r]] & member[columns[c]]).nonzero()[:, 0]
-            for run in cut(len(both), max(1, 2**24 // len(self.layers))):
-                chosen = both[run]
-                W = values[:, chosen] - own[:, s, i.start + r[chosen]] - own[:, s, j.start + c[chosen]]
-                self._add("same class", s, self._inner_products(W), tiles.weight)
+        alike = tiles.differ == 0
+        if i == j:
+            alike.fill_diagonal_(False)
+        r, c = alike.nonzero(as_tuple=True)
+        sums: list[tuple[str, int, tuple[Tensor, Tensor]]] = []
+        members, subsets = self._members.to(self.device), len(self._members)
+        for run in cut(len(r), max(1, 2**22 // (len(self.layers) * subsets))):
+            rows, columns = r[run], c[run]
+            W = tiles.kernels[0][:, None, rows, columns] - self._own_class[:, :, i.start + rows]
+            W -= self._own_class[:, :, j.start + columns]
+            W *= members[:, self._order[i].to(rows.device)[rows]] & members[:, self._order[j].to(rows.device)[columns]]
+            sums += [("same class", s, self._inner_products(W[:, s])) for s in range(subsets)]
+        return sums
 
     def _inner_products(self, W: Float[Tensor, "layers entries"]) -> tuple[Tensor, Tensor]:
         """Return the inner products of rows and columns, and of each layer with itself, over entries of kernels."""
@@ -635,7 +675,8 @@ class SampleSums(GramSweep):
         c = 2 * (self._n - 2) / (self._n - 3)
         pairs, own = self._of_samples("samples", run)
         own = self._over_all.own - c * own
-        noise = np.maximum(self.noise_of_all, self._eps * np.abs(self._over_all.own))
+        rounded = self._float_unit * -(-self._n // self.tile) * (1 + self._subsets.shape[1])  # a unit for each product
+        noise = np.maximum(self.noise_of_all, self._eps * np.abs(self._over_all.own)) + c * rounded
         return Products(self.all.pairs - c * pairs, np.where(own > noise, own, np.nan))
 
     def within_without(self, run: slice) -> Products:

@@ -134,11 +134,7 @@ class StudyPlan:
 
     def tile(self, layers: int) -> int:
         """Return the side of a tile of a block with this number of layers."""
-        copies = 2 if self.shape.classes else 1
-        side = math.isqrt(self.tile_stack // (self.shape.itemsize * layers * copies))
-        if side > 128:  # products of matrices are fastest at multiples of the width of a vector
-            side -= side % 64
-        return max(32, min(tuning.current().tile, side, self.panel))
+        return tile_of(self.shape, layers, self.panel)
 
     @property
     def memory(self) -> int:
@@ -204,9 +200,14 @@ def plan_study(shape: StudyShape, design: Design, limits: Limits, earlier: Seque
         groups = divide(design.members, most, earlier=earlier)
         for kept in (True, False):
             for panel in _panels(shape.n):
-                needed = _peak(shape, design, groups, kept=kept, panel=panel)
+                needed, of_panel = _peak(shape, design, groups, kept=kept, panel=panel)
                 if needed <= available:
-                    return _complete(shape, design, limits, groups, kept=kept, panel=panel, memory=needed)
+                    useful = _HELD if kept else -(-shape.n // panel)  # panels of layers in memory are only copied
+                    more = max(0, min(useful - _HELD, (available - needed) // of_panel))
+                    needed += more * of_panel
+                    return _complete(
+                        shape, design, limits, groups, kept=kept, panel=panel, held=_HELD + more, memory=needed
+                    )
                 least = min(least, needed)
     needed = int(least) + limits.base + spare
     raise TooLittleMemoryError(
@@ -221,20 +222,33 @@ def plan_study(shape: StudyShape, design: Design, limits: Limits, earlier: Seque
 
 def _panels(n: int) -> list[int]:
     """Return the numbers of samples that may be read at once, the largest first."""
-    sizes, size = [], tuning.current().panel
+    sizes, size = [], min(_PANEL, tuning.current().panel)
     while size >= tuning.current().smallest_panel:
         sizes.append(size)
         size //= 2
     return [size for size in sizes if size // 2 < n] or [sizes[-1]]
 
 
+_PANEL = 512
+"""Samples whose features are read at once, at most: with the same memory, more panels at once are read less often than
+larger ones."""
 _STACK = 2**25
 """Bytes of a stack of tiles: with all copies it stays in the cache of most processors, or nearly so."""
 _HELD = 2
+"""Panels at once, at least."""
 
 
-def _peak(shape: StudyShape, design: Design, groups: Sequence[Group], *, kept: bool, panel: int) -> int:
-    """Return the bytes that comparing the largest block takes, and all that is held at the same time."""
+def tile_of(shape: StudyShape, layers: int, panel: int) -> int:
+    """Return the side of a tile of a block with this number of layers."""
+    copies = 2 if shape.classes else 1
+    side = math.isqrt(_STACK // (shape.itemsize * layers * copies))
+    if side > 128:  # products of matrices are fastest at multiples of the width of a vector
+        side = (side + 32) // 64 * 64
+    return max(32, min(tuning.current().tile, side, panel))
+
+
+def _peak(shape: StudyShape, design: Design, groups: Sequence[Group], *, kept: bool, panel: int) -> tuple[int, int]:
+    """Return the bytes that comparing the largest block takes, and all that is held then; and those of a panel."""
     sizes = sorted(groups, key=lambda group: sum(len(shape.widths[member.name]) for member in group))
     rows, columns = sizes[-1], sizes[-2] if len(sizes) > 1 else sizes[-1]
     block = Block(rows, columns)
@@ -255,17 +269,23 @@ def _peak(shape: StudyShape, design: Design, groups: Sequence[Group], *, kept: b
     sums += 8 * (cells**2 + 4 * shape.splits) * of_block.rows * of_block.columns
     if shape.grouped:  # all layers with all, and values of every unit
         sums = 8 * shape.units * layers**2 * shape.kinds * 2 + 2**29
-    panels = (1 if kept else _HELD + 1) * min(panel, n) * features * shape.itemsize
-    sums += n * layers * (shape.classes + (2 * shape.splits + 1) * bool(shape.classes)) * shape.itemsize
-    means = shape.classes * features * shape.itemsize * (2 * shape.splits + 1)  # before the tiles are made
-    sums += 8 * cells * max(1, shape.classes) * features
-    stack = _STACK * (4 if shape.classes else 3)
+    of_panel = min(panel, n) * (features + layers * shape.classes) * shape.itemsize
+    panels = (_HELD if kept else _HELD + 1) * of_panel
+    sums += n * layers * (2 * shape.splits + 1) * (8 + shape.itemsize * bool(shape.classes))
+    # before the tiles are made
+    means = (
+        shape.classes * features * shape.itemsize * (2 * shape.splits + 2)
+        + 8 * cells * max(1, shape.classes) * features
+    )
+    tile = tile_of(shape, layers, panel)
+    stack = layers * tile**2 * shape.itemsize * (4 if shape.classes else 2)
+    stack += _THREADS * 128 * (of_block.rows * of_block.columns + pairs_kept) * shape.itemsize
     own_pairs = len(block.pairs({member.name: k for k, member in enumerate(design.members)}))
     parts = 8 * shape.units * 3 * shape.conditions * own_pairs
     matrices = 8 * of_block.rows * of_block.columns * shape.kinds
     at_once = max(matrices, min(tuning.current().jackknife_memory, shape.units * matrices))
     evaluating = _THREADS * 16 * at_once + 3 * parts
-    return held + sums + max(panels + stack, means + panels // 3, evaluating)
+    return held + sums + max(panels + stack, means + of_panel, evaluating), of_panel
 
 
 @dataclass(frozen=True)
@@ -293,12 +313,20 @@ def _sides(shape: StudyShape, design: Design, block: Block) -> _Sides:
 
 
 def _complete(
-    shape: StudyShape, design: Design, limits: Limits, groups: Sequence[Group], *, kept: bool, panel: int, memory: int
+    shape: StudyShape,
+    design: Design,
+    limits: Limits,
+    groups: Sequence[Group],
+    *,
+    kept: bool,
+    panel: int,
+    held: int,
+    memory: int,
 ) -> StudyPlan:
     every = blocks(groups)
     available = max(limits.memory - limits.base - tuning.current().spare_memory, 2**26)
     made = StudyPlan(
-        shape, limits, groups, every, kept, panel, _STACK, _HELD, room=min(2**29, available // 4),
+        shape, limits, groups, every, kept, panel, _STACK, held, room=min(2**29, available // 4),
         available=available,
     )  # fmt: skip
     return dataclasses.replace(made, steps=tuple(_steps(made, design, memory)))
