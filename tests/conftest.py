@@ -12,10 +12,10 @@ from typing import Any
 import jaxtyping
 import numpy as np
 import pytest
-import torch
 
 from repsim.runtime import tuning
 from tests import shapes
+from tests.threads import torch_threads
 
 hook = jaxtyping.install_import_hook(
     ["repsim.metrics", "repsim.engine.preparation", "repsim.stores.alignment"], "tests.shapes.checked"
@@ -61,7 +61,5 @@ def pictures(tmp_path: Path) -> Pictures:
 @pytest.fixture(scope="module")
 def one_thread() -> Iterator[None]:
     """Compute with one thread, like the processes whose results are compared to the bit."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+    with torch_threads(1):
+        yield

@@ -28,8 +28,8 @@ def map_in_threads(function: Callable[..., R], *items: Iterable[Any]) -> list[R]
     """Call the function with every item, as many at a time as torch uses threads, and return the values in order.
 
     Several sequences of items give the arguments of one call each, like `map`. Start with the longest work if its
-    parts are not alike. An error of the function is raised after all threads have stopped; parts that were not started
-    are left out. The calling thread reports how much is done (`repsim.runtime.progress.report_share`).
+    parts are not alike. The calling thread reports how much is done (`repsim.runtime.progress.report_share`). An error
+    of the function, or of a report, is raised after all threads have stopped; parts that were not started are left out.
 
     Examples
     --------
@@ -64,9 +64,13 @@ def map_in_threads(function: Callable[..., R], *items: Iterable[Any]) -> list[R]
     pool = _pool(torch.get_num_threads())
     futures = [pool.submit(tuning.in_context(work)) for _ in range(threads)]
     left = set(futures)
-    while left:
-        left = wait(left, timeout=_REPORT_EVERY).not_done
-        report_share(len(values), len(calls))
+    try:
+        while left:
+            left = wait(left, timeout=_REPORT_EVERY).not_done
+            report_share(len(values), len(calls))
+    finally:  # also if a report raises an error, because a signal has asked the command line to stop
+        waiting.clear()
+        wait(futures)
     for future in futures:
         future.result()
     return [values[k] for k in range(len(calls))]

@@ -28,6 +28,7 @@ from repsim.runtime.progress import Step, sharing
 from repsim.stores.store import ActivationStore, open_store
 from repsim.stores.writer import write_store
 from repsim.testing.examples import related_layers
+from tests.threads import torch_threads
 
 SPECS = ("cka", "cka:estimator=biased", "cka:kernel=rbf", "cca", "svcca", "pwcca")
 
@@ -297,7 +298,7 @@ def test_a_unit_reports_each_of_its_pairs() -> None:
     """All pairs are one unit, which would otherwise report nothing until its end."""
     a, b = ({f"{k}": x for k, x in enumerate(np.random.default_rng(seed).normal(size=(2, 40, 5)))} for seed in (0, 1))
     percent: list[int] = []
-    with Comparison(a, b, [Slow()]) as comparison:
+    with torch_threads(1), Comparison(a, b, [Slow()]) as comparison:
         assert comparison.plan.stages[0].group == 2
         comparison.run(progress=lambda done, _: percent.append(done))
     assert percent == sorted(percent)
@@ -320,7 +321,7 @@ def test_sums_over_pairs_and_over_tiles_report_from_within_a_unit(metric: str, n
         if isinstance(measure, SVCCA)
         else GramSweep(factors, factors, [measure], panel=2048, tile=256)
     )
-    with sharing(Shown()):
+    with torch_threads(1), sharing(Shown()):
         next(iter(sweep.parts(list(sweep.order)[:1])))
     assert len(shares) > 1
     assert shares == sorted(shares)

@@ -11,6 +11,7 @@ from repsim.errors import UndefinedValueError, UnreliableValueWarning
 from repsim.metrics.base import Array, PairMetric, as_samples
 from repsim.metrics.rotation import AlignedCosine, PermutationProcrustes, Polar, SampleSpace, UncentredFeatures
 from tests.metrics import references_alignment
+from tests.threads import torch_threads
 
 
 def orthonormal(rng: np.random.Generator, n: int, k: int) -> Array:
@@ -149,17 +150,13 @@ class TestPermutationProcrustes:
 @pytest.mark.parametrize("metric", [AlignedCosine(), PermutationProcrustes()], ids=lambda metric: metric.name)
 def test_pairs_in_threads_are_pairs_alone(rng: np.random.Generator, metric: PairMetric[Any]) -> None:
     """Also those without a value."""
-    threads = torch.get_num_threads()
     columns = [metric.recipe(as_samples(rng.normal(size=(20, p)))) for p in (3, 4, 5)]
     q = orthonormal(rng, 20, 8)
     rows = [*columns[:1], *(metric.recipe(as_samples(side)) for side in (q[:, :3], q[:, 3:7], q[:, 7:]))]
     columns.append(rows[1])
-    torch.set_num_threads(3)
-    try:
+    with torch_threads(3):
         together = metric.block(rows, columns)
         assert torch.get_num_threads() == 3
-    finally:
-        torch.set_num_threads(threads)
     for i, a in enumerate(rows):
         for j, b in enumerate(columns):
             if np.isnan(together[i, j]):

@@ -29,6 +29,7 @@ from repsim.metrics.recipes.rows import (
 )
 from repsim.runtime.tuning import Tuning
 from repsim.testing.examples import RowsOnDisk
+from tests.threads import torch_threads
 
 CPU = torch.device("cpu")
 
@@ -164,10 +165,8 @@ LAYERS: dict[str, Callable[[np.random.Generator], Array]] = {
 @pytest.fixture(params=[1, 3])
 def threads(request: pytest.FixtureRequest) -> Iterator[int]:
     """Compute with one thread, and with several."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield request.param
-    torch.set_num_threads(before)
+    with torch_threads(request.param) as count:
+        yield count
 
 
 @pytest.mark.usefixtures("small_pieces", "threads")
@@ -200,13 +199,9 @@ def test_ranges_are_the_same_to_the_bit_however_they_are_computed(
     """In one thread or several, and read from a file."""
     x = torch.from_numpy(LAYERS[name](rng)).to(dtype)
     expected = column_ranges(RowsOnDisk(x.numpy()))
-    before = torch.get_num_threads()
     for threads in (1, 2, 5):
-        torch.set_num_threads(threads)
-        try:
+        with torch_threads(threads):
             assert all(map(torch.equal, column_ranges(x), expected))
-        finally:
-            torch.set_num_threads(before)
 
 
 # Centred

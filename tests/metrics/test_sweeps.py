@@ -30,6 +30,7 @@ from repsim.metrics.recipes.stored_kernels import StoredGrams, TwoSketches
 from repsim.testing.examples import RowsOnDisk, related_layers
 from tests.metrics import references
 from tests.metrics.references import minibatch_cka, sketched_cka
+from tests.threads import torch_threads
 
 CPU = torch.device("cpu")
 
@@ -413,16 +414,13 @@ def test_blocks_are_read_once() -> None:
 @pytest.mark.parametrize("chunk", [20, 1000])
 def test_moments_in_threads_are_those_of_one_thread(rng: np.random.Generator, chunk: int, dtype: Any) -> None:
     """A thread multiplies the layers of its own pair; in one run of samples the product keeps its dtype."""
-    threads = torch.get_num_threads()
     arrays = [x.astype(dtype) for x in related_layers(rng, 90, 40, 50, 8, 600)]
     factors = [CentredGram()(torch.from_numpy(x)) for x in arrays]
     sweeps = [MomentSweep(factors[:2], factors, [CKA(), Sums()], chunk=chunk, room=2**24) for _ in range(2)]
-    expected = sweeps[0].run()
-    torch.set_num_threads(3)
-    try:
+    with torch_threads(1):
+        expected = sweeps[0].run()
+    with torch_threads(3):
         values = sweeps[1].run()
-    finally:
-        torch.set_num_threads(threads)
     exact = [factor.rows(slice(None)).double().numpy() for factor in factors]
     sums = [[np.square(x.T @ y).sum() for y in exact] for x in exact[:2]]
     for one, several in zip(expected, values, strict=True):
@@ -446,14 +444,11 @@ def test_values_are_the_same_to_the_bit_with_any_number_of_threads(
     tuned(piece=200, scratch=64)
     layers = [torch.from_numpy(x.astype(dtype)) for x in related_layers(rng, 300, 40, 7, 65, 3)]
     measures = [cka(spec) for spec in specs]
-    before, matrices = torch.get_num_threads(), []
+    matrices = []
     for threads in (1, 2, 5):
-        torch.set_num_threads(threads)
-        try:
+        with torch_threads(threads):
             factors = [measures[0].recipe(x) for x in layers]
             matrices.append(GramSweep(factors[:2], factors, measures, panel=160, tile=150).run())
-        finally:
-            torch.set_num_threads(before)
     for other in matrices[1:]:
         for a, b in zip(matrices[0], other, strict=True):
             np.testing.assert_array_equal(a, b)
@@ -532,7 +527,7 @@ def test_moments_are_grouped_to_fit_and_none_is_missing(
 
 
 class Largest(TorchDispatchMode):
-    """Values of the largest tensor that any operation gives."""
+    """Values of the largest tensor that any operation of this thread gives."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -552,7 +547,7 @@ def test_nothing_is_as_large_as_a_gram_matrix(rng: np.random.Generator, spec: st
     n, widths, panel, tile = 3000, (50, 90), 400, 100
     metric = cka(spec)
     layers = [RowsOnDisk(x.astype(np.float32)) for x in related_layers(rng, n, *widths)]
-    with Largest() as preparing:
+    with torch_threads(1), Largest() as preparing:
         factors = [metric.recipe(layer) for layer in layers]
     if metric.kernel == "linear":
         assert preparing.values <= max(2**19, 500**2)
@@ -568,7 +563,7 @@ def test_nothing_is_as_large_as_a_gram_matrix(rng: np.random.Generator, spec: st
         for layer in layers:
             layer.reads.clear()
             layer.readers.clear()
-        with Largest() as sweeping:
+        with torch_threads(1), Largest() as sweeping:
             list(sweep.parts(list(sweep.order)[:4]))
         assert 0 < sweeping.values <= bound
         assert {name.split("_")[0] for name in layers[0].readers} == {"repsim-reader"}
@@ -587,9 +582,10 @@ def test_a_stack_of_tiles_takes_no_more_than_it_may(layers: int, itemsize: int) 
     assert side == 512 or layers * itemsize * (side + 1) ** 2 > 2**27
 
 
-def counted(sweep: Sweep[Any]) -> int:
-    with FlopCounterMode(display=False) as counter:
-        sweep.run()
+def flop_of(work: Callable[[], object]) -> int:
+    """Return the operations of some work, which torch counts in one thread only."""
+    with torch_threads(1), FlopCounterMode(display=False) as counter:
+        work()
     return int(counter.get_total_flops())
 
 
@@ -600,7 +596,7 @@ def test_operations_of_a_gram_sweep_match_their_count(rng: np.random.Generator, 
     factors = tensors(CentredGram(batch=batch), related_layers(rng, n, *widths))
     sweep = GramSweep(factors[:2], factors, [CKA()], panel=128, tile=tile)
     assert sweep.flop == flop_of_grams(n, batch or n, widths, 6) == n * (batch or n) * (5 + 200 + 30 + 6)
-    assert counted(sweep) == pytest.approx(sweep.flop * (1 + tile / 2 / (batch or n)), rel=1e-12)
+    assert flop_of(sweep.run) == pytest.approx(sweep.flop * (1 + tile / 2 / (batch or n)), rel=1e-12)
 
 
 def test_operations_of_a_moment_sweep_match_their_count(rng: np.random.Generator) -> None:
@@ -611,9 +607,9 @@ def test_operations_of_a_moment_sweep_match_their_count(rng: np.random.Generator
     pairs = [(0, 0), (0, 1), (0, 2), (1, 1), (1, 2), (2, 2)]
     assert sweep.flop == flop_of_moments(n, widths, pairs)
     extra = n * (5 * 5 + 1024 * 512 + 30 * 30)  # X'X as if it were no larger than a block, or in two
-    assert counted(sweep) == sweep.flop + extra
+    assert flop_of(sweep.run) == sweep.flop + extra
     alone = MomentSweep(factors[:2], factors[2:], [Sums()], chunk=20, room=2**20)
-    assert alone.flop == counted(alone) == 2 * n * 30 * (5 + 1024)
+    assert alone.flop == flop_of(alone.run) == 2 * n * 30 * (5 + 1024)
 
 
 @pytest.mark.parametrize(("n", "widths"), [(300, (4, 8, 6)), (60, (300, 400, 500))], ids=["long", "wide"])
@@ -626,11 +622,9 @@ def test_a_few_layers_take_the_algorithm_of_fewer_operations(
         GramSweep(factors, factors, [CKA()], panel=2048, tile=64),
         MomentSweep(factors, factors, [CKA()], chunk=4096, room=2**27),
     ]
-    with FlopCounterMode(display=False) as counter:
-        values = compare_in_memory(factors, factors, CKA())
-    fewest = min(counted(sweep) for sweep in sweeps)
-    most = max(counted(sweep) for sweep in sweeps)
-    assert counter.get_total_flops() <= 1.3 * fewest < most / 2
+    fewest, most = sorted(flop_of(sweep.run) for sweep in sweeps)
+    assert 0 < flop_of(lambda: compare_in_memory(factors, factors, CKA())) <= 1.3 * fewest < most / 2
+    values = compare_in_memory(factors, factors, CKA())
     expected = [[references.cka(x, y) for y in layers] for x in layers]
     np.testing.assert_allclose(values, expected, rtol=0, atol=1e-10)
 

@@ -3,22 +3,23 @@
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
+from typing_extensions import override
 
 from repsim.runtime import tuning
+from repsim.runtime.progress import Step, sharing
 from repsim.runtime.threads import map_in_threads
+from tests.threads import torch_threads
 
 
 @pytest.fixture(params=[1, 2, 5])
 def threads(request: pytest.FixtureRequest) -> Iterator[int]:
     """Let torch use this number of threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield request.param
-    torch.set_num_threads(before)
+    with torch_threads(request.param) as count:
+        yield count
 
 
 class PartError(Exception):
@@ -79,6 +80,54 @@ def test_an_error_is_raised_after_all_threads_have_stopped(threads: int) -> None
     assert sorted(ended) == [k for k in sorted(started) if k != 1]
     assert len(started) <= 2 * threads  # the others are left out
     assert map_in_threads(abs, [-1, 2]) == [1, 2]  # the threads are still usable
+
+
+class Listener(Step):
+    """Calls a function with every share that is reported."""
+
+    def __init__(self, share: Callable[[float], None]) -> None:
+        self._share = share
+
+    @override
+    def share(self, share: float) -> None:
+        self._share(share)
+
+
+def test_the_caller_reports_what_is_done_while_threads_still_work(threads: int) -> None:
+    count = 2 * threads + 1
+    shares: list[float] = []
+    reported = threading.Event()
+
+    def listen(share: float) -> None:
+        shares.append(share)
+        if share > 0:
+            reported.set()
+
+    def part(k: int) -> bool:
+        return k < count - 1 or reported.wait(60)  # the last part ends after a report
+
+    with sharing(Listener(listen)):
+        assert all(map_in_threads(part, range(count)))
+    assert shares == sorted(shares)
+    assert shares[-1] == 1
+
+
+def test_a_listener_that_raises_ends_the_work(threads: int) -> None:
+    """As `Stopped` does."""
+    started, ended = [], []
+
+    def stop(share: float) -> None:
+        raise PartError(share)
+
+    def part(k: int) -> None:
+        started.append(k)
+        time.sleep(0.005)
+        ended.append(k)
+
+    with pytest.raises(PartError), sharing(Listener(stop)):
+        map_in_threads(part, range(20_000))
+    assert sorted(started) == sorted(ended)  # no thread still works
+    assert len(started) < 20_000  # the others are left out
 
 
 def test_parts_may_have_parts(threads: int) -> None:

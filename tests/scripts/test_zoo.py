@@ -24,6 +24,7 @@ from repsim.extractors.samples.picture_sets import Digits
 from repsim.extractors.timm_models import TimmExtractor
 from repsim.extractors.weights import fingerprint, load_model
 from repsim.extractors.zoo import ZOO, weights_file
+from tests.threads import torch_threads
 
 NETS = ("digits_resnet", "digits_vit")
 BOUND = {"digits_resnet": 0.97, "digits_vit": 0.94}
@@ -193,15 +194,11 @@ def test_training_starts_from_the_random_weights_of_its_seed(name: str, script: 
 
 
 def test_training_restores_threads_and_random_state(script: ModuleType) -> None:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(2)
-    try:
+    with torch_threads(2):
         before, _ = torch.get_rng_state(), _short(script, "digits_resnet.seed0")
         assert torch.equal(torch.get_rng_state(), before)
         assert torch.get_num_threads() == 2
         assert not torch.are_deterministic_algorithms_enabled()
-    finally:
-        torch.set_num_threads(threads)
 
 
 def test_jitter_moves_the_digit_and_fills_with_background(script: ModuleType) -> None:

@@ -163,6 +163,7 @@ def test_a_series_that_is_killed_keeps_finished_pairs(
 
 
 @pytest.mark.slow
+@pytest.mark.processes
 def test_fifty_checkpoints_killed_resumed_grown_and_shared_are_equal_to_the_bit(write: Write, tmp_path: Path) -> None:
     paths = write(runs=1, steps=tuple(range(50)))
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
