@@ -32,6 +32,7 @@ from repsim.metrics.recipes.groups import Groups
 from repsim.metrics.recipes.rows import cut, float64_device, pieces, prefetch
 from repsim.metrics.recipes.within_classes import degrees_of_freedom
 from repsim.runtime import tuning
+from repsim.runtime.heap import release_free_heap
 
 _BITS = 61
 """Bits of the largest possible sum, so that no sum of whole numbers overflows."""
@@ -275,6 +276,8 @@ class SampleSums(GramSweep):
                 self._centre_by_class(i, x, means, add=panel in mine)
         self._cell_sums = []
         self._means = [of_layer.without_subsets for of_layer in means or ()]
+        del means
+        release_free_heap()
 
     def _means_of_classes(self, k: int) -> ClassMeans:
         """Return the means of the classes of a layer in all samples, and in each subset."""
