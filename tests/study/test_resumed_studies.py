@@ -189,13 +189,12 @@ def test_a_study_grows_at_the_cost_of_what_is_new(tmp_path: Path) -> None:
     after = parts_of(grown)
     assert {name: after[name] for name in before} == before
     study_of(stores, fresh)
-    # Half-samples of mutual kNN have all pairs of models, so all of them are new.
     # of permutations: 39 in runs of 10, raw and given the input, of all samples and within classes
     runs, kinds, orders = 4, 2, 2
     pairs = [len(measured_pairs(design([open_store(path) for path in paths]))) for paths in (earlier, stores)]
     assert 3 <= pairs[1] - pairs[0] < pairs[0]
     blocks = 2  # of the new network with the earlier ones, and with itself
-    new_parts = blocks + runs * kinds * orders + SMALL["half_samples"] + pairs[1] - pairs[0]
+    new_parts = blocks + runs * kinds * orders + 2 * (pairs[1] - pairs[0])  # values of new pairs, and those on halves
     assert len(after) - len(before) == new_parts
     one, other = open_study(grown), open_study(fresh)
     for name, values in one.variables.items():
