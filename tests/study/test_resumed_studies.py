@@ -5,6 +5,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -37,10 +38,10 @@ KILLS = 20
 _CHANGING = {"created", "command"}
 
 
-def written(folder: Path, models: Sequence[str] = MODELS, n: int = 300) -> list[Path]:
+def written(folder: Path, models: Sequence[str] = MODELS, n: int = 300, **options: Any) -> list[Path]:
     """Write stores of networks in float64, whose values do not depend on which of them are chosen."""
-    paths = []
-    for store in write_networks(folder, np.random.default_rng(0), n, learned=0.6, seen=0.5, models=MODELS, depth=3):
+    paths, rng = [], np.random.default_rng(0)
+    for store in write_networks(folder, rng, n, learned=0.6, seen=0.5, models=MODELS, depth=3, **options):
         store.close()
         paths.append(folder / f"{store.model}.h5")
     return [path for path in paths if path.stem in models]
@@ -147,6 +148,20 @@ def test_torchrun_equals_one_process_to_the_bit(
     assert printed.count("saved") == 1
     assert_equal_to_the_bit(open_study(out), open_study(undisturbed))
     assert parts_of(out).keys() == parts_of(undisturbed).keys()
+
+
+def test_torchrun_equals_one_process_to_the_bit_with_samples_in_groups(
+    tmp_path: Path,
+    torture: ModuleType,  # noqa: F811
+) -> None:
+    """Groups of two samples of one class."""
+    stores = written(tmp_path, MODELS[:3], 160, groups=[str(k % 4 + 4 * (k // 8)) for k in range(160)])
+    one, two = tmp_path / "one.nc", tmp_path / "two.nc"
+    for call, out in (([sys.executable], one), (torture.torchrun(2)[:-2], two)):
+        code, _, stderr = torture.run(*call, *command(tmp_path, stores, out))
+        assert code == 0, stderr
+    assert_equal_to_the_bit(open_study(two), open_study(one))
+    assert parts_of(two).keys() == parts_of(one).keys()
 
 
 def test_another_number_of_processes_goes_on(
