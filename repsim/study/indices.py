@@ -63,12 +63,17 @@ class Entries:
         entries = values[..., *where.places(self.rows, self.columns)]
         return np.add.reduceat(entries * self.weights, self.starts, axis=-1)
 
+    @cached_property
+    def _ends(self) -> Int64[np.ndarray, " sums_and_1"]:
+        """First entry of each sum, and the number of all."""
+        return np.append(self.starts, len(self.rows))
+
     def matrix(self, coefficients: Mapping[int, float]) -> tuple[Int64[np.ndarray, " used"], Matrix]:
         """Return the layers that a combination of sums uses, and the symmetric matrix Q among them.
 
         <Q, values> is the combination: the sum over ``coefficients``, by sum, of the coefficient times the sum.
         """
-        ends = np.append(self.starts, len(self.rows))
+        ends = self._ends
         entries = np.concatenate([np.arange(ends[k], ends[k + 1]) for k in coefficients])
         factors = np.concatenate([np.full(ends[k + 1] - ends[k], c) for k, c in coefficients.items()])
         used, places = np.unique(np.stack([self.rows[entries], self.columns[entries]]), return_inverse=True)
@@ -275,21 +280,35 @@ class Indices:
         """Entries of these columns."""
         sources = {}
         for kind, in_energy in self._source_keys:
-            entries = [self._along(kind, self.maps, lambda maps: maps.weights)]
+            entries = [self._along(self._halved[kind], _of_index)]
             if self.best is not None and not in_energy:
-                entries.append(self._along(kind, self.best, lambda maps: maps.weights))
+                entries.append(self._along(self._stacked(kind, self.best), _of_index))
             sources[kind, in_energy] = _entries(entries, len(self.pairs))
         return sources
 
-    def _along(self, kind: str, maps: Maps, weights_of: Callable[[LayerMaps], Float64[np.ndarray, "P A B"]]) -> Pieces:
+    @cached_property
+    def _halved(self) -> dict[str, list[LayerMaps]]:
+        """Maps for indices, energies and shares, by kind."""
+        return {kind: self._stacked(kind, self.maps) for kind in self.conditions}
+
+    def _stacked(self, kind: str, maps: Maps) -> list[LayerMaps]:
+        """Return the maps of all pairs of each of `alike`, stacked."""
+        stacked = []
+        for alike in self.alike:
+            of_pairs = [maps[kind, self.pairs[k].name] for k in alike.numbers.tolist()]
+            ways = ([one.a_to_b for one in of_pairs], [one.b_to_a for one in of_pairs])
+            stacked.append(LayerMaps(*map(np.array, ways)))
+        return stacked
+
+    def _along(
+        self, maps: Sequence[LayerMaps], weights_of: Callable[[LayerMaps], Float64[np.ndarray, "P A B"]]
+    ) -> Pieces:
         """Return the entries whose sum is a mean along maps of layers, of all pairs, one after the other.
 
         ``weights_of`` computes the weights of several pairs from their maps.
         """
         pieces = [Pieces.none()]
-        for alike in self.alike:
-            of_pairs = [maps[kind, self.pairs[k].name] for k in alike.numbers.tolist()]
-            stacked = LayerMaps(*(np.stack([getattr(one, side) for one in of_pairs]) for side in ("a_to_b", "b_to_a")))
+        for alike, stacked in zip(self.alike, maps, strict=True):
             weights = weights_of(stacked)
             p, i, j = np.nonzero(weights)
             pieces.append(Pieces(alike.numbers[p], alike.rows[p, i], alike.columns[p, j], weights[p, i, j]))
@@ -316,7 +335,7 @@ class Indices:
     def _share_sums(self) -> Entries:
         """Sums for the shares: similarity across families and within them, by state and depth."""
         by_depth = [
-            self._along(self._share_kind, self.maps, partial(self._at_relative_depth, d=d))
+            self._along(self._halved[self._share_kind], partial(self._at_relative_depth, d=d))
             for d in range(self.depths if self._share_keys else 0)
         ]
         return _entries([of_depth.summed(pairs) for pairs in self._share_keys.values() for of_depth in by_depth], 1)
@@ -466,6 +485,11 @@ class Indices:
         cosines = values / norms / norms[:, None]
         QR = Q * (1 - np.minimum(cosines**2, 1)) @ values
         return float(2 * null_variances[_place(kind)] * np.sum(QR * QR.T))
+
+
+def _of_index(maps: LayerMaps) -> Float64[np.ndarray, "P A B"]:
+    """Return weights for the index of two networks along the maps of their layers."""
+    return maps.weights
 
 
 _SUM = "sum"
