@@ -105,7 +105,7 @@ class Sweep:
 
 
 class IndependentSamples(ABC):
-    """What a study needs to know of samples that are not in groups, and have no classes."""
+    """Attributes of kernels whose samples are not in groups, and have no classes."""
 
     groups: None = None
     classes: None = None
