@@ -320,7 +320,7 @@ class Indices:
 
     @cached_property
     def _share_keys(self) -> dict[tuple[str, str], Bool[np.ndarray, " pairs"]]:
-        """Whether each pair counts in the similarity across families, or within them, by (state, "across" or "within")."""
+        """Whether each pair counts in a similarity of families, by (state, "across" or "within")."""
         chosen = {}
         for state, models in self.states():
             names = {model.name for model in models}
