@@ -6,6 +6,7 @@
 import dataclasses
 import math
 from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from repsim.metrics.recipes.gram import Gram, Reordered
 from repsim.metrics.recipes.groups import Groups, GroupsLike
 from repsim.metrics.recipes.rows import cut, float64_device
 from repsim.runtime import tuning
+from repsim.runtime.processes import ALONE, Ranks
 
 LEAST_REARRANGEMENTS = 20
 """Smallest number of distinct rearrangements of groups: with fewer, no p-value is below 0.05."""
@@ -83,9 +85,13 @@ class LeaveOneGroupOut(GramSweep):
             self.all.check(without)
         self._panel, self._room = panel or tuning.current().panel, room or tuning.current().unit_memory
         self.full_values = np.full((self.height, len(self._columns)), np.nan)
-        """Values of all samples, of shape (rows, columns); set with the first run."""
+        """Values of all samples, of shape (rows, columns); set by `sum_all`."""
         self.squares = np.zeros(len(self.layers))
-        """||A||^2 of every layer, of all samples; set with the first run."""
+        """||A||^2 of every layer, of all samples; set by `sum_all`."""
+        self._squares_noise = np.zeros(len(self.layers))
+        """Rounding errors of ``squares``."""
+        self._products = np.zeros((0, 0))
+        """<A, B> of all pairs, of all samples."""
         self.squares_left = np.zeros((0, len(self.layers)))
         """||A||^2 of every layer without each group of the latest run."""
         self._runs = list(self._cut_groups())
@@ -93,7 +99,11 @@ class LeaveOneGroupOut(GramSweep):
     @property
     def units(self) -> int:
         """Number of runs of groups, and one for the values of all samples."""
-        return len(self._runs) + 1
+        return self.units_of(ALONE)
+
+    def units_of(self, me: Ranks) -> int:
+        """Return the number of runs of groups of a process, and one for the values of all samples."""
+        return len(self._runs[me.part(len(self._runs))]) + 1
 
     def _cut_groups(self) -> Iterator[tuple[int, int]]:
         """Yield runs of groups whose rows fill a tile, and whose sums a_h fit into the room."""
@@ -111,26 +121,35 @@ class LeaveOneGroupOut(GramSweep):
         """Return the values of all groups: value (h, a, b) is that of row a and column b without group h."""
         return np.concatenate([values for _, values in self.runs(step)])
 
-    def runs(self, step: Callable[[], None]) -> Iterator[tuple[slice, Float64[np.ndarray, "run rows columns"]]]:
-        """Yield runs of groups with the values that leave out each group of the run.
+    def sum_all(self, step: Callable[[], None], me: Ranks = ALONE) -> None:
+        """Compute the values of all samples; processes share the work. ``step`` is called at the end."""
+        columns = [self.layers[self.first + k] for k in self._columns]
+        sweep = GramSweep(self.layers[: self.height], columns, self.measures, panel=self._panel, tile=self.tile)
+        order = list(sweep.order)
+        gathered = me.gather(list(sweep.parts(order[me.part(len(order))])))
+        sums = np.sum(list(chain.from_iterable(gathered)), axis=0)
+        self._products = sums[: self.height * self.width].reshape(self.height, self.width)
+        self.squares = squares = sums[self.height * self.width :]
+        eps = np.array([draw.eps for draw in self.draws])
+        noise = np.maximum(self._noise(self.measures[0]), 100 * eps * abs(squares))  # cancellation in the difference
+        self._squares_noise = noise
+        self.full_values = self._values(self._products, np.sqrt(np.where(squares > noise, squares, np.nan)))
+        step()
+
+    def runs(
+        self, step: Callable[[], None], me: Ranks = ALONE
+    ) -> Iterator[tuple[slice, Float64[np.ndarray, "run rows columns"]]]:
+        """Yield runs of groups with the values that leave out each group of the run: those that are this process's.
 
         A value is NaN if a norm is not larger than its rounding errors. ``step`` is called after every unit.
         """
-        columns = [self.layers[self.first + k] for k in self._columns]
-        sweep = GramSweep(self.layers[: self.height], columns, self.measures, panel=self._panel, tile=self.tile)
-        sums = np.sum(list(sweep.parts(sweep.order)), axis=0)
-        products = sums[: self.height * self.width].reshape(self.height, self.width)
-        squares = sums[self.height * self.width :]
-        eps = np.array([draw.eps for draw in self.draws])
-        noise = np.maximum(self._noise(self.measures[0]), 100 * eps * abs(squares))  # cancellation in the difference
-        self.full_values = self._values(products, np.sqrt(np.where(squares > noise, squares, np.nan)))
-        step()
-        for first, last in self._runs:
+        if not self._products.size:
+            self.sum_all(step, me)
+        for first, last in self._runs[me.part(len(self._runs))]:
             lost, lost_squares = self._lost(first, last)
-            remaining = squares - lost_squares
-            self.squares, self.squares_left = squares, remaining
-            norms = np.sqrt(np.where(remaining > noise, remaining, np.nan))
-            yield slice(first, last), self._values(products - lost, norms)
+            self.squares_left = remaining = self.squares - lost_squares
+            norms = np.sqrt(np.where(remaining > self._squares_noise, remaining, np.nan))
+            yield slice(first, last), self._values(self._products - lost, norms)
             step()
 
     def _values(

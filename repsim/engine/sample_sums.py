@@ -266,7 +266,7 @@ class SampleSums(GramSweep):
             self._mean_sums = [self._mean_products(s, means) for s in range(len(self._members))]
             self._own_class = torch.zeros(shape, dtype=self.dtype, device=self.device)
         mine = range(len(self._panels_of))[part(len(self._panels_of))]
-        features = (self._rows(panel) for panel in range(len(self._panels_of)))
+        features: Iterator[Panel] = (self._rows(panel) for panel in range(len(self._panels_of)))
         if not all(draw.in_memory for draw in self.draws):
             features = prefetch(features, self.device)
         for panel, read in enumerate(features):

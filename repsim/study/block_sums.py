@@ -7,12 +7,14 @@ from functools import cached_property
 
 import numpy as np
 from jaxtyping import Bool, Float64, Int64
+from typing_extensions import override
 
 from repsim.engine.resampling import random_permutations
 from repsim.engine.sample_sums import Products, SampleSums
 from repsim.runtime.processes import Ranks
+from repsim.runtime.progress import spread
 from repsim.study.blocks import Sides
-from repsim.study.gram_passes import Kernels
+from repsim.study.gram_passes import Kernels, Matrices
 from repsim.study.similarities import Similarities
 
 
@@ -89,14 +91,14 @@ class BlockSums(ABC):
         """||A||^2 of the layers of the block, in the order of `Sides.layers`."""
 
     @property
-    @abstractmethod
     def cubes(self) -> Float64[np.ndarray, " layers"] | None:
         """sum_ij A_ij^3 of these layers; None if it is not known."""
+        return None
 
     @property
-    @abstractmethod
     def row_squares(self) -> Float64[np.ndarray, "n layers"] | None:
         """sum_j A_ij^2 of these layers, for each sample; None if it is not known."""
+        return None
 
     @abstractmethod
     def halves(self) -> Iterator[tuple[Similarities, Similarities]]:
@@ -148,13 +150,13 @@ class IndependentSums(BlockSums):
         return self._sums.all.own
 
     @property
+    @override
     def cubes(self) -> Float64[np.ndarray, " layers"] | None:
-        """sum_ij A_ij^3 of the layers of the block."""
         return self._sums.cubes if self._cubes else None
 
     @property
+    @override
     def row_squares(self) -> Float64[np.ndarray, "n layers"] | None:
-        """sum_j A_ij^2 of the layers of the block, for each sample."""
         return self._sums.row_squares if self._cubes else None
 
     def halves(self) -> Iterator[tuple[Similarities, Similarities]]:
@@ -214,12 +216,27 @@ class GroupedSums(BlockSums):
         self._layers = sides.layers
         self._part = kernels.select(self._layers.tolist())
         self._sweep = self._part.leave_one_out(room)
-        self._left: list[Float64[np.ndarray, "run kinds K K"]] = []
+        self._left: Float64[np.ndarray, "units kinds K K"] = np.zeros((0, 0, 0, 0))
+        self._on_halves: list[Matrices] = []
 
     def compute(self, me: Ranks, step: Callable[[], None]) -> None:
-        """Sum the runs of groups; every process computes all."""
-        del me
-        self._left = list(self._sweep.runs(step))
+        """Sum the runs of groups, and make the matrices of the halves, each in one process.
+
+        Third moments are those of permutations of single samples, so they are not computed.
+        """
+        counted = spread(step, -(-self.kernels.units // me.world))  # ``step`` counts groups, of all processes
+        done, parts = 0, self._sweep.units_of(me)
+
+        def stepped() -> None:
+            nonlocal done
+            done += 1
+            counted(done, parts)
+
+        runs = me.gather(list(self._sweep.runs(stepped, me)))
+        self._left = np.concatenate([run for of_process in runs for run in of_process])
+        everything, halves = np.arange(len(self._layers)), range(2 * self.drawn.splits)
+        own = [self._part.values_on(self.drawn.samples(half), everything) for half in halves[me.part(len(halves))]]
+        self._on_halves = [matrices for of_process in me.gather(own) for matrices in of_process]
 
     @property
     def every(self) -> Similarities:
@@ -231,28 +248,14 @@ class GroupedSums(BlockSums):
         """||A||^2 of the layers of the block."""
         return self._sweep.squares
 
-    @property
-    def cubes(self) -> None:
-        """Unknown: third moments are those of permutations of single samples."""
-        return None
-
-    @property
-    def row_squares(self) -> None:
-        """Unknown, for the same reason."""
-        return None
-
     def halves(self) -> Iterator[tuple[Similarities, Similarities]]:
         """Yield the similarities on both halves, for each division of the groups."""
-        everything = np.arange(len(self._layers))
         for split in range(self.drawn.splits):
-            first, second = (
-                self._selected(self._part.values_on(self.drawn.samples(2 * split + k), everything)) for k in (0, 1)
-            )
-            yield first, second
+            yield self._selected(self._on_halves[2 * split]), self._selected(self._on_halves[2 * split + 1])
 
     def without(self, run: slice) -> Similarities:
         """Return the similarities without each group of a run."""
-        return self._selected(np.concatenate(self._left)[run])
+        return self._selected(self._left[run])
 
     def _selected(self, matrices: Float64[np.ndarray, "*batch kinds K K"]) -> Similarities:
         place = {k: i for i, k in enumerate(self._layers.tolist())}

@@ -190,7 +190,7 @@ def _agreement(inference: Inference) -> xr.Dataset:
     rows, signals = [], []
     for kind in inference.kernels.values():
         mean = inference.mean_of(kind, pairs)
-        of_units = inference.influences(list(mean)) @ np.array(list(mean.values()))
+        of_units = inference.influence_on(mean)
         unit_of = inference.evidence.kernels.unit_of
         rows.append(of_units[unit_of] / np.bincount(unit_of)[unit_of])
         noise = 2 * inference.second_order_variance(mean, kind)

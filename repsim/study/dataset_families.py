@@ -11,7 +11,7 @@ from repsim.results.variables import CONTROL_PAIRS
 from repsim.study.claim_parts import FamilyPair, parts_of
 from repsim.study.claims import CLAIMED, Case, Part, decide
 from repsim.study.controls import has_input, unjudged_classes
-from repsim.study.dataset_map import values_between_models
+from repsim.study.dataset_map import left_out_between_models, values_between_models
 from repsim.study.design import Design, Pair
 from repsim.study.inference import Inference
 from repsim.study.other_measures import MeasureResult
@@ -227,13 +227,13 @@ def ceilings(inference: Inference) -> xr.Dataset:
         name: np.full((len(inference.kernels), len(names)), np.nan) for name in ("within", "within_low", "within_high")
     }
     for m, kind in enumerate(inference.kernels.values()):
-        C, without = (
-            values_between_models(inference, kind, inference.theta.__getitem__),
-            values_between_models(inference, kind, inference.left_out),
-        )
-        estimate, replicates = ceiling(C, families), ceiling(without, families)
+        C = values_between_models(inference, kind, inference.theta.__getitem__)
+        estimate = ceiling(C, families)
+        replicates = [ceiling(without, families) for without in left_out_between_models(inference, kind)]
+        within_left = np.concatenate([one.within for one in replicates])
+        ratios_left = np.concatenate([one.pairs for one in replicates])
         for f in range(len(names)):
-            interval = jackknife(estimate.within[f], replicates.within[:, f])
+            interval = jackknife(estimate.within[f], within_left[:, f])
             within["within"][m, f] = estimate.within[f]
             within["within_low"][m, f], within["within_high"][m, f] = interval.low, interval.high
         for k, (i, j) in enumerate(pairs):
@@ -241,7 +241,7 @@ def ceilings(inference: Inference) -> xr.Dataset:
             table["across"][m, k] = C[mask].mean()
             if within["within_low"][m, i] > 0 and within["within_low"][m, j] > 0:
                 table["ceiling"][m, k] = np.sqrt(estimate.within[i] * estimate.within[j])
-                interval = jackknife(estimate.pairs[i, j], replicates.pairs[:, i, j])
+                interval = jackknife(estimate.pairs[i, j], ratios_left[:, i, j])
                 table["ratio"][m, k] = estimate.pairs[i, j]
                 table["ratio_low"][m, k], table["ratio_high"][m, k] = interval.low, interval.high
     return xr.Dataset(

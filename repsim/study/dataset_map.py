@@ -1,6 +1,6 @@
 """Build the map of models, their clusters and the map of layers, for the data set of a study."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import combinations
 from typing import Any
@@ -17,17 +17,31 @@ from repsim.study.model_map import clusters, common_share, embed, stability
 from repsim.study.other_measures import MeasureResult
 from repsim.study.uncertainty import jackknife
 
+_AT_ONCE = 2**21
+"""Number of values between models without a sample that are held at once."""
+
 
 def values_between_models(
     inference: Inference, kind: str, values_of: Callable[[list[int]], Float64[np.ndarray, "*batch k"]]
 ) -> Float64[np.ndarray, "*batch M M"]:
     """Return the similarities of all pairs of trained models (..., M, M); ``values_of`` gives indices by column."""
-    count = len(inference.design.trained)
-    pairs = list(combinations(range(count), 2))
-    trained = inference.design.trained
-    values = values_of([inference.column(kind, Pair(trained[i], trained[j])) for i, j in pairs])
+    return _square(values_of(_columns(inference, kind)), len(inference.design.trained))
+
+
+def left_out_between_models(inference: Inference, kind: str) -> Iterator[Float64[np.ndarray, "run M M"]]:
+    """Yield the similarities of all pairs of trained models without each sample, a run of samples at a time."""
+    for values in inference.left_out_in_runs(_columns(inference, kind), _AT_ONCE):
+        yield _square(values, len(inference.design.trained))
+
+
+def _columns(inference: Inference, kind: str) -> list[int]:
+    return [inference.column(kind, Pair(a, b)) for a, b in combinations(inference.design.trained, 2)]
+
+
+def _square(values: Float64[np.ndarray, "*batch pairs"], count: int) -> Float64[np.ndarray, "*batch M M"]:
+    """Return symmetric matrices with 1 on the diagonal from the values of pairs of models."""
     similarity = np.broadcast_to(np.eye(count), (*values.shape[:-1], count, count)).copy()
-    rows, columns = np.array(pairs, int).reshape(-1, 2).T
+    rows, columns = np.array(list(combinations(range(count), 2)), int).reshape(-1, 2).T
     similarity[..., rows, columns] = similarity[..., columns, rows] = values
     return similarity
 
@@ -40,7 +54,7 @@ def _noise_of_common_share(inference: Inference, kind: str, draws: int = 500) ->
     count = len(inference.design.trained)
     se = np.zeros((count, count))
     for (i, a), (j, b) in combinations(enumerate(inference.design.trained), 2):
-        se[i, j] = inference.estimate({inference.column(kind, Pair(a, b)): 1.0}, kind).se
+        se[i, j] = inference.estimate_of(inference.column(kind, Pair(a, b)), kind).se
     noise = np.random.default_rng(inference.seed).normal(size=(draws, count, count)) * se
     return float(np.quantile(common_share(np.eye(count) + noise + noise.swapaxes(-1, -2)), 0.95))
 
@@ -75,10 +89,8 @@ def map_of_models(inference: Inference) -> xr.Dataset:
         labels[k], single["silhouette"][k] = clustering.labels, clustering.silhouette
         single["common"][k] = common_share(R)
         if kind is not None:
-            interval = jackknife(
-                common_share(R),
-                common_share(values_between_models(inference, kind, inference.left_out)),
-            )
+            without = np.concatenate([common_share(C) for C in left_out_between_models(inference, kind)])
+            interval = jackknife(common_share(R), without)
             single["common_low"][k], single["common_high"][k] = interval.low, interval.high
             single["common_noise"][k] = _noise_of_common_share(inference, kind)
             stable = stability(

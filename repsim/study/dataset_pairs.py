@@ -2,18 +2,20 @@
 
 import numpy as np
 import xarray as xr
-from jaxtyping import Float64
+from jaxtyping import Float64, Int64
 
 from repsim.results.variables import KINDS_OF_PAIRS, OTHER_MODALITY
 from repsim.study.chance import calibrated, p_value, threshold
 from repsim.study.design import Pair
 from repsim.study.inference import Estimate, Inference
-from repsim.study.layer_matching import Match, best_match, mbm, warp
+from repsim.study.layer_matching import best_match, mbm, warp
 from repsim.study.multiple_tests import benjamini_hochberg, holm
 from repsim.study.other_measures import MeasureResult, identity_value
 from repsim.study.permutation_nulls import Null, null_of_values
 from repsim.study.uncertainty import half_samples
 
+_Matches = tuple[Int64[np.ndarray, " A"], Int64[np.ndarray, " B"]]
+"""The layer of b for every layer of a, and the layer of a for every layer of b; -1 for none."""
 _MOST_OPTIMISM = 1 / 3
 """Largest excess of the plain index over the split-half index, in standard errors, with which it has an interval.
 
@@ -35,19 +37,20 @@ def pairs_of_models(inference: Inference) -> xr.Dataset:
     deepest = max((len(inference.indices.positions[m.name]) for m in inference.design.trained), default=1)
     matches = np.full((len(titles), len(pairs), 2, deepest), -1)
     layers = {kind: inference.indices.similarities(inference.matrices, kind) for kind in inference.conditions.values()}
-    for p, pair in enumerate(pairs):
-        for m, title in enumerate(titles):
+    for m, title in enumerate(titles):
+        kind = inference.conditions.get(title)
+        for p, pair in enumerate(pairs):
             row, control, matched = (
-                _row_of_cka(inference, kind := inference.conditions[title], pair, layers[kind])
-                if title in inference.conditions
+                _row_of_cka(inference, kind, pair, layers[kind])
+                if kind is not None
                 else _row_of_other(inference, inference.evidence.measures[m - len(inference.conditions)], pair)
             )
             control_names[m, p] = control
             for name, value in row.items():
                 table[name][m, p] = value
-            for side, match in enumerate(matched):
-                matches[m, p, side, : len(match.columns)] = match.columns
-            table["warp"][m, p] = warp(matched[0].columns, matched[1].columns.shape[-1])
+            for side, columns in enumerate(matched):
+                matches[m, p, side, : len(columns)] = columns
+            table["warp"][m, p] = warp(matched[0], len(matched[1]))
     if pairs:
         table["p_index_holm"] = np.stack([holm(row) for row in table["p_index"]])
         table["p_index_bh"] = np.stack([benjamini_hochberg(row) for row in table["p_index"]])
@@ -67,17 +70,17 @@ def pairs_of_models(inference: Inference) -> xr.Dataset:
 
 def _row_of_cka(
     inference: Inference, kind: str, pair: Pair, layers: Float64[np.ndarray, "L L"]
-) -> tuple[dict[str, float], str, tuple[Match, Match]]:
+) -> tuple[dict[str, float], str, _Matches]:
     """Return the columns of the table, the best control, and the matches in both directions, for debiased CKA.
 
     ``layers`` are the values of all layers.
     """
-    half, plain = (inference.estimate({inference.column(kind, pair, what): 1.0}, kind) for what in ("index", "best"))
+    half, plain = (inference.estimate_of(inference.column(kind, pair, what), kind) for what in ("index", "best"))
     row = {"index": plain.value, "split_half": half.value, "split_half_low": half.low, "split_half_high": half.high}
     if abs(plain.value - half.value) <= _MOST_OPTIMISM * plain.se:
         row |= {"index_low": plain.low, "index_high": plain.high}
     if kind in inference.indices.energies:
-        energy = inference.estimate({inference.column(kind, pair, "energy"): 1.0}, kind, in_energy=True)
+        energy = inference.estimate_of(inference.column(kind, pair, "energy"), kind, in_energy=True)
         row |= {"energy": energy.value, "energy_low": energy.low, "energy_high": energy.high}
     values = inference.indices.block(layers, pair)
     row["largest"] = _largest(values)
@@ -96,16 +99,10 @@ def _row_of_cka(
                 "learned_low": min(estimate.low for estimate in excess.values()),
                 "learned_high": min(estimate.high for estimate in excess.values()),
             }
-    return (
-        {name: value for name, value in row.items() if name in _COLUMNS},
-        best,
-        (best_match(values), best_match(values.T)),
-    )
+    return {name: value for name, value in row.items() if name in _COLUMNS}, best, inference.matches(kind, pair)
 
 
-def _row_of_other(
-    inference: Inference, result: MeasureResult, pair: Pair
-) -> tuple[dict[str, float], str, tuple[Match, Match]]:
+def _row_of_other(inference: Inference, result: MeasureResult, pair: Pair) -> tuple[dict[str, float], str, _Matches]:
     """Return the columns of the table, the control, and the matches in both directions, for another measure."""
     values = result.values[pair.name]
     theta = float(mbm(values))
@@ -130,7 +127,7 @@ def _row_of_other(
             ]
             row["learned_low"] = min(float(interval.low) for interval in intervals)
             row["learned_high"] = min(float(interval.high) for interval in intervals)
-    return row, control, (best_match(values), best_match(values.T))
+    return row, control, (best_match(values).columns, best_match(values.T).columns)
 
 
 def _largest(values: Float64[np.ndarray, "a b"]) -> float:

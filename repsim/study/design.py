@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
+from functools import cached_property
 from itertools import combinations, product
 from typing import Literal
 
@@ -34,7 +35,7 @@ class Member:
     variant: str = ""
     """Words that tell networks of one architecture apart: their size, such as ``width=64``, or what they read."""
 
-    @property
+    @cached_property
     def name(self) -> str:
         """Name of the model."""
         return self.store.model
@@ -100,7 +101,7 @@ class Pair:
         """Whether the models are of different families. Those of different modalities always are."""
         return self.a.family != self.b.family
 
-    @property
+    @cached_property
     def name(self) -> str:
         """Label of the pair, ``a x b``."""
         return f"{self.a.name} x {self.b.name}"

@@ -69,9 +69,11 @@ class Estimates:
         """Number of samples, or of groups of samples, that are left out."""
         return len(self.changes)
 
-    def without(self, columns: Sequence[int] | Int64[np.ndarray, " k"]) -> Float64[np.ndarray, "units k"]:
-        """Return the indices in some columns, without each sample or group of samples."""
-        return np.asarray(self.theta_of_all[columns] - self.changes[:, columns])
+    def without(
+        self, columns: Sequence[int] | Int64[np.ndarray, " k"], run: slice = slice(None)
+    ) -> Float64[np.ndarray, "units k"]:
+        """Return the indices in some columns, without each sample or group of samples, or each of a run of them."""
+        return np.asarray(self.theta_of_all[columns] - self.changes[run][:, columns])
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,8 +149,7 @@ class _Work:
     @cached_property
     def parts(self) -> int:
         """Number of parts of indices, which does not depend on the maps."""
-        uniform = {key: LayerMaps(np.ones((a, b)), np.ones((b, a))) for key, a, b in self.map_shapes}
-        return len(self.indices(uniform, uniform).parts)
+        return len(self.indices({}, {}).parts)
 
     @property
     def shapes(self) -> list[tuple[int, ...]]:

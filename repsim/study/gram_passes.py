@@ -236,29 +236,31 @@ class LeftOut:
         self._sweep = LeaveOneGroupOut(grams, grams, _CKA, room=self.room)
         self._within = LeaveOneGroupOutWithinClasses(layers, self.kernels.unit_of) if layers else None
         self.full_values: Matrices = np.zeros((0, 0, 0))
-        """Matrices of all samples; set with the first run."""
+        """Matrices of all samples; set by `runs`."""
 
-    @property
-    def units(self) -> int:
-        """Number of parts of the work."""
-        return self._sweep.units + (0 if self._within is None else self._within.units)
+    def units_of(self, me: Ranks) -> int:
+        """Return the number of parts of the work of a process."""
+        return self._sweep.units_of(me) + (0 if self._within is None else self._within.units)
 
     @property
     def squares(self) -> Float64[np.ndarray, " L"]:
-        """||A||^2 of every layer, of all samples; set with the first run."""
+        """||A||^2 of every layer, of all samples; set by `runs`."""
         return self._sweep.squares
 
-    def runs(self, step: Callable[[], None]) -> Iterator[Float64[np.ndarray, "run kinds L L"]]:
-        """Yield the matrices without each group of a run, one run of groups after the other."""
-        for run, R in self._sweep.runs(step):
+    def runs(self, step: Callable[[], None], me: Ranks = ALONE) -> Iterator[Float64[np.ndarray, "run kinds L L"]]:
+        """Yield the matrices without each group of a run, one run after the other: those that are this process's.
+
+        Processes share the runs. Sums within classes, which are not those of a run, are computed by each of them.
+        """
+        self._sweep.sum_all(step, me)
+        self.full_values = symmetric(self._sweep.full_values)[None]
+        if self._within is not None:
+            within = in_units(self._within.products(), self._sweep.squares / self.kernels.degrees_of_freedom)
+            self.full_values = np.concatenate([self.full_values, within[None]])
+        for run, R in self._sweep.runs(step, me):
             if self._within is None:
-                self.full_values = symmetric(self._sweep.full_values)[None]
                 yield R[:, None]
                 continue
-            if not self.full_values.size:
-                energies = self._sweep.squares / self.kernels.degrees_of_freedom
-                within = in_units(self._within.products(), energies)
-                self.full_values = np.stack([symmetric(self._sweep.full_values), within])
             energies = self._sweep.squares_left / self._degrees_of_freedom(run)[:, None]
             yield np.stack([R, in_units(self._within.without(run, step), energies)], 1)
 

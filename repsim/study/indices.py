@@ -6,12 +6,13 @@ Leave-one-out values give confidence intervals of indices and of their differenc
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, fields, replace
+from functools import cached_property, partial
 from itertools import combinations
+from typing import Self
 
 import numpy as np
-from jaxtyping import Float64, Int64
+from jaxtyping import Bool, Float64, Int64
 
 from repsim.errors import UndefinedValueError
 from repsim.study.design import Design, Member, Pair, is_twin
@@ -62,12 +63,17 @@ class Entries:
         entries = values[..., *where.places(self.rows, self.columns)]
         return np.add.reduceat(entries * self.weights, self.starts, axis=-1)
 
+    @cached_property
+    def _ends(self) -> Int64[np.ndarray, " sums_and_1"]:
+        """First entry of each sum, and the number of all."""
+        return np.append(self.starts, len(self.rows))
+
     def matrix(self, coefficients: Mapping[int, float]) -> tuple[Int64[np.ndarray, " used"], Matrix]:
         """Return the layers that a combination of sums uses, and the symmetric matrix Q among them.
 
         <Q, values> is the combination: the sum over ``coefficients``, by sum, of the coefficient times the sum.
         """
-        ends = np.append(self.starts, len(self.rows))
+        ends = self._ends
         entries = np.concatenate([np.arange(ends[k], ends[k + 1]) for k in coefficients])
         factors = np.concatenate([np.full(ends[k + 1] - ends[k], c) for k, c in coefficients.items()])
         used, places = np.unique(np.stack([self.rows[entries], self.columns[entries]]), return_inverse=True)
@@ -75,6 +81,51 @@ class Entries:
         Q = np.zeros((len(used), len(used)))
         np.add.at(Q, (rows, columns), self.weights[entries] * factors)
         return used, np.asarray((Q + Q.T) / 2)
+
+
+@dataclass(frozen=True, eq=False)
+class Pieces:
+    """Weighted entries of a matrix, and the number of the sum that each belongs to."""
+
+    owners: Int64[np.ndarray, " entries"]
+    rows: Int64[np.ndarray, " entries"]
+    columns: Int64[np.ndarray, " entries"]
+    weights: Float64[np.ndarray, " entries"]
+
+    @classmethod
+    def none(cls) -> Self:
+        """Return no entries."""
+        places = np.zeros(0, int)
+        return cls(places, places, places, np.zeros(0))
+
+    @classmethod
+    def joined(cls, pieces: Sequence[Self]) -> Self:
+        """Return the entries of all pieces, one after the other."""
+        return cls(*(np.concatenate([getattr(one, field.name) for one in pieces]) for field in fields(cls)))
+
+    def in_order(self) -> Self:
+        """Return the entries in the order of their sums; those of one sum stay in order."""
+        return self._taken(np.argsort(self.owners, kind="stable"))
+
+    def summed(self, owners: Bool[np.ndarray, " sums"]) -> Self:
+        """Return the entries of some of the sums as those of one sum."""
+        chosen = self._taken(np.flatnonzero(owners[self.owners]))
+        return replace(chosen, owners=np.zeros_like(chosen.owners))
+
+    def _taken(self, places: Int64[np.ndarray, " k"]) -> Self:
+        return type(self)(*(getattr(self, field.name)[places] for field in fields(self)))
+
+
+@dataclass(frozen=True, eq=False)
+class AlikePairs:
+    """Pairs of models of which the first ones have equal numbers of layers, and the second ones as well."""
+
+    numbers: Int64[np.ndarray, " pairs"]
+    """Places of the pairs among all pairs."""
+    rows: Int64[np.ndarray, "pairs A"]
+    """Positions in R of the layers of the first model of each pair."""
+    columns: Int64[np.ndarray, "pairs B"]
+    """The same for the second model."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -203,48 +254,95 @@ class Indices:
                 yield state, tuple(model for model in models if len(self.positions[model.name]))
 
     @cached_property
-    def _sources(self) -> dict[tuple[str, bool], tuple[list[Key], Entries]]:
-        """Keys and entries of the columns that are sums of entries, by (kind, whether in units of energy)."""
+    def alike(self) -> tuple[AlikePairs, ...]:
+        """All pairs, those whose models have equal numbers of layers together."""
+        by_shape: dict[tuple[int, int], list[int]] = {}
+        sides = [(self.positions[pair.a.name], self.positions[pair.b.name]) for pair in self.pairs]
+        for number, (rows, columns) in enumerate(sides):
+            by_shape.setdefault((len(rows), len(columns)), []).append(number)
+        return tuple(
+            AlikePairs(np.array(numbers), *(np.stack([sides[k][side] for k in numbers]) for side in (0, 1)))
+            for numbers in by_shape.values()
+        )
+
+    @cached_property
+    def _source_keys(self) -> dict[tuple[str, bool], list[Key]]:
+        """Keys of the columns that are sums of entries, by (kind, whether in units of energy)."""
+        names = [pair.name for pair in self.pairs]
+        columns = ("index",) if self.best is None else ("index", "best")
+        keys: dict[tuple[str, bool], list[Key]] = {
+            (kind, False): [(what, kind, name) for what in columns for name in names] for kind in self.conditions
+        }
+        return keys | {(kind, True): [("energy", kind, name) for name in names] for kind in self.energies}
+
+    @cached_property
+    def _sources(self) -> dict[tuple[str, bool], Entries]:
+        """Entries of these columns."""
         sources = {}
-        for kind in self.conditions:
-            sums = [(("index", kind, pair.name), self._index(self.maps[kind, pair.name], pair)) for pair in self.pairs]
-            if self.best is not None:
-                sums += [
-                    (("best", kind, pair.name), self._index(self.best[kind, pair.name], pair)) for pair in self.pairs
-                ]
-            sources[kind, False] = _entries(sums)
-        for kind in self.energies:
-            sums = [(("energy", kind, pair.name), self._index(self.maps[kind, pair.name], pair)) for pair in self.pairs]
-            sources[kind, True] = _entries(sums)
+        for kind, in_energy in self._source_keys:
+            entries = [self._along(self._halved[kind], _of_index)]
+            if self.best is not None and not in_energy:
+                entries.append(self._along(self._stacked(kind, self.best), _of_index))
+            sources[kind, in_energy] = _entries(entries, len(self.pairs))
         return sources
+
+    @cached_property
+    def _halved(self) -> dict[str, list[LayerMaps]]:
+        """Maps for indices, energies and shares, by kind."""
+        return {kind: self._stacked(kind, self.maps) for kind in self.conditions}
+
+    def _stacked(self, kind: str, maps: Maps) -> list[LayerMaps]:
+        """Return the maps of all pairs of each of `alike`, stacked."""
+        stacked = []
+        for alike in self.alike:
+            of_pairs = [maps[kind, self.pairs[k].name] for k in alike.numbers.tolist()]
+            ways = ([one.a_to_b for one in of_pairs], [one.b_to_a for one in of_pairs])
+            stacked.append(LayerMaps(*map(np.array, ways)))
+        return stacked
+
+    def _along(
+        self, maps: Sequence[LayerMaps], weights_of: Callable[[LayerMaps], Float64[np.ndarray, "P A B"]]
+    ) -> Pieces:
+        """Return the entries whose sum is a mean along maps of layers, of all pairs, one after the other.
+
+        ``weights_of`` computes the weights of several pairs from their maps.
+        """
+        pieces = [Pieces.none()]
+        for alike, stacked in zip(self.alike, maps, strict=True):
+            weights = weights_of(stacked)
+            p, i, j = np.nonzero(weights)
+            pieces.append(Pieces(alike.numbers[p], alike.rows[p, i], alike.columns[p, j], weights[p, i, j]))
+        return Pieces.joined(pieces).in_order()
 
     @cached_property
     def _alone(self) -> tuple[Member, ...]:
         return tuple(m for m in self.members if self.alone is None or m in self.alone)
 
-    def _index(self, maps: LayerMaps, pair: Pair) -> list[tuple[int, int, float]]:
-        """Return the entries, with their weights, whose sum is the index of a pair along maps of layers."""
-        return self._weighted(maps.weights, pair)
-
-    def _weighted(self, weights: Float64[np.ndarray, "A B"], pair: Pair) -> list[tuple[int, int, float]]:
-        a, b = self.positions[pair.a.name], self.positions[pair.b.name]
-        i, j = np.nonzero(weights)
-        return list(zip(a[i].tolist(), b[j].tolist(), weights[i, j].tolist(), strict=True))
-
     @cached_property
-    def _share_sums(self) -> tuple[list[Key], Entries]:
-        """Sums for the shares: similarity across families and within them, by state and depth."""
-        kind, sums = self._share_kind, list[tuple[Key, list[tuple[int, int, float]]]]()
+    def _share_keys(self) -> dict[tuple[str, str], Bool[np.ndarray, " pairs"]]:
+        """Whether each pair counts in a similarity of families, by (state, "across" or "within")."""
+        chosen = {}
         for state, models in self.states():
             names = {model.name for model in models}
-            of_state = [pair for pair in self.pairs if {pair.a.name, pair.b.name} <= names]
-            across = [pair for pair in of_state if pair.across_families]
-            within = [pair for pair in of_state if not pair.across_families]
-            for name, pairs in (("across", across), ("within", within)):
-                for d in range(self.depths if pairs else 0):
-                    entries = [entry for pair in pairs for entry in self._pair_at_depth(pair, d, kind)]
-                    sums.append(((_SUM, state, str(d), name), entries))
-        return _entries(sums)
+            of_state = np.array([{pair.a.name, pair.b.name} <= names for pair in self.pairs], bool)
+            across = np.array([pair.across_families for pair in self.pairs], bool)
+            for name, pairs in (("across", of_state & across), ("within", of_state & ~across)):
+                if pairs.any():
+                    chosen[state, name] = pairs
+        return chosen
+
+    @cached_property
+    def _share_sums(self) -> Entries:
+        """Sums for the shares: similarity across families and within them, by state and depth."""
+        by_depth = [
+            self._along(self._halved[self._share_kind], partial(self._at_relative_depth, d=d))
+            for d in range(self.depths if self._share_keys else 0)
+        ]
+        return _entries([of_depth.summed(pairs) for pairs in self._share_keys.values() for of_depth in by_depth], 1)
+
+    def _at_relative_depth(self, maps: LayerMaps, d: int) -> Float64[np.ndarray, "P A B"]:
+        """Return weights for the similarity of two networks at a relative depth of one of them, both in turn."""
+        return maps.at(*(int(nearest(count, self.depths)[d]) for count in maps.a_to_b.shape[-2:]))
 
     @cached_property
     def _own_sums(self) -> list[tuple[Key, Int64[np.ndarray, " models"]]]:
@@ -260,18 +358,6 @@ class Indices:
         layers = self.positions[model.name]
         return int(layers[nearest(len(layers), self.depths)[d]])
 
-    def _pair_at_depth(self, pair: Pair, d: int, kind: str) -> list[tuple[int, int, float]]:
-        """Return the entries of the similarity of two networks at a relative depth of one of them, both in turn."""
-        maps, weights = self.maps[kind, pair.name], np.zeros(self.maps[kind, pair.name].weights.shape)
-        i, j = (nearest(len(self.positions[side.name]), self.depths)[d] for side in (pair.a, pair.b))
-        if total := maps.a_to_b[i].sum():
-            weights[i] += maps.a_to_b[i] / total
-        if total := maps.b_to_a[j].sum():
-            weights[:, j] += maps.b_to_a[j] / total
-        if weights.sum():
-            weights /= weights.sum()
-        return self._weighted(weights, pair)
-
     @property
     def _share_kind(self) -> str:
         return "input" if "input" in self.kernels else RAW
@@ -280,7 +366,7 @@ class Indices:
     def _columns(self) -> list[Key]:
         """Keys of the columns before the shares."""
         keys: list[Key] = []
-        for (kind, in_energy), (of_source, _) in self._sources.items():
+        for (kind, in_energy), of_source in self._source_keys.items():
             keys += of_source
             keys += [(_LEFT, kind, member.name) for member in self._alone if in_energy]
         return keys
@@ -291,7 +377,8 @@ class Indices:
 
         A sum of several blocks of pairs of models is the sum of those of the blocks.
         """
-        return (*self._columns, *self._share_sums[0], *(key for key, _ in self._own_sums))
+        shares = [(_SUM, state, str(d), name) for state, name in self._share_keys for d in range(self.depths)]
+        return (*self._columns, *shares, *(key for key, _ in self._own_sums))
 
     @cached_property
     def names(self) -> tuple[Key, ...]:
@@ -322,7 +409,7 @@ class Indices:
         where = _similarities(source)
         residuals = {kind: self._residual(where, kind) for kind in {RAW, *self.energies}}
         parts: list[Float64[np.ndarray, "*batch part"]] = []
-        for (kind, in_energy), (_, entries) in self._sources.items():
+        for (kind, in_energy), entries in self._sources.items():
             if in_energy:
                 values, own, _ = residuals[kind]
                 layers = [where.row_of[self.positions[member.name]] for member in self._alone]
@@ -333,7 +420,7 @@ class Indices:
                 values = where.values[..., 0, :, :] if kind == RAW else _normalised(*residuals[kind])
                 parts.append(entries.sums(values, where))
         values, own, _ = residuals[self._share_kind]
-        parts.append(self._share_sums[1].sums(values, where))
+        parts.append(self._share_sums.sums(values, where))
         parts += [own[..., where.row_of[layers]].sum(-1)[..., None] for _, layers in self._own_sums]
         return np.concatenate(parts, -1)
 
@@ -390,14 +477,19 @@ class Indices:
         in_energy
             Whether the columns are in units of energy.
         """
-        keys, entries = self._sources[kind, in_energy]
-        first = self.column_of[keys[0]]  # the columns of a source follow one another
+        entries = self._sources[kind, in_energy]
+        first = self.column_of[self._source_keys[kind, in_energy][0]]  # the columns of a source follow one another
         used, Q = entries.matrix({column - first: c for column, c in coefficients.items() if c})
         values = np.nan_to_num(values[np.ix_(used, used)])
         norms = np.sqrt(np.maximum(np.diagonal(values), MIN_ENERGY))
         cosines = values / norms / norms[:, None]
         QR = Q * (1 - np.minimum(cosines**2, 1)) @ values
         return float(2 * null_variances[_place(kind)] * np.sum(QR * QR.T))
+
+
+def _of_index(maps: LayerMaps) -> Float64[np.ndarray, "P A B"]:
+    """Return weights for the index of two networks along the maps of their layers."""
+    return maps.weights
 
 
 _SUM = "sum"
@@ -415,20 +507,13 @@ def matches_on(indices: Indices, source: Matrices | Similarities) -> dict[tuple[
 
     Pairs whose models have equal numbers of layers are matched together, which is much faster.
     """
-    by_shape: dict[tuple[int, int], list[Pair]] = {}
-    for pair in indices.pairs:
-        shape = len(indices.positions[pair.a.name]), len(indices.positions[pair.b.name])
-        by_shape.setdefault(shape, []).append(pair)
     maps, where = {}, _similarities(source)
     for kind in indices.conditions:
         values = indices.similarities(where, kind)
-        for pairs in by_shape.values():
-            blocks = np.stack([
-                values[where.places(indices.positions[pair.a.name][:, None], indices.positions[pair.b.name])]
-                for pair in pairs
-            ])  # fmt: skip
-            for pair, a_to_b, b_to_a in zip(pairs, *best_maps(blocks), strict=True):
-                maps[kind, pair.name] = LayerMaps(a_to_b, b_to_a)
+        for alike in indices.alike:
+            blocks = values[where.places(alike.rows[:, :, None], alike.columns[:, None, :])]
+            for k, a_to_b, b_to_a in zip(alike.numbers.tolist(), *best_maps(blocks), strict=True):
+                maps[kind, indices.pairs[k].name] = LayerMaps(a_to_b, b_to_a)
     return maps
 
 
@@ -478,21 +563,16 @@ def _mean(values: Float64[np.ndarray, "..."], axis: int) -> Float64[np.ndarray, 
     return np.asarray(np.where(defined, values, 0).sum(axis) / np.where(counts, counts, np.nan))
 
 
-def _entries(sums: Sequence[tuple[Key, list[tuple[int, int, float]]]]) -> tuple[list[Key], Entries]:
-    """Return the keys and the entries of sums; one without entries has no value and is NaN."""
-    rows: list[int] = []
-    columns: list[int] = []
-    weights: list[float] = []
-    starts: list[int] = []
-    for _, entries in sums:
-        starts.append(len(rows))
-        for row, column, weight in entries or [(0, 0, np.nan)]:
-            rows.append(row)
-            columns.append(column)
-            weights.append(weight)
-    integers = (np.array(numbers, np.int64) for numbers in (rows, columns, starts))
-    i, j, first = integers
-    return [key for key, _ in sums], Entries(i, j, np.array(weights, np.float64), first)
+def _entries(pieces: Sequence[Pieces], count: int) -> Entries:
+    """Return the entries of ``count`` sums for each of the pieces; a sum without entries has no value and is NaN."""
+    every = Pieces.joined(
+        [replace(one, owners=one.owners + k * count) for k, one in enumerate([Pieces.none(), *pieces], -1)]
+    )
+    sums = np.arange(count * len(pieces))
+    empty = np.setdiff1d(sums, every.owners)
+    nothing = np.zeros(len(empty), int)
+    every = Pieces.joined([every, Pieces(empty, nothing, nothing, np.full(len(empty), np.nan))]).in_order()
+    return Entries(every.rows, every.columns, every.weights, np.searchsorted(every.owners, sums))
 
 
 def _similarities(source: Matrices | Similarities) -> Similarities:

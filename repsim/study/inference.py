@@ -1,12 +1,13 @@
 """Compute estimates with intervals, and influences, from the evidence of a study."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 from jaxtyping import Float64, Int64
 
+from repsim.metrics.recipes.rows import cut
 from repsim.results.variables import CONTROL_PAIRS
 from repsim.study.design import Design, Member, Pair
 from repsim.study.evidence import Evidence
@@ -20,6 +21,8 @@ TITLES = {
     "input and labels": "cka given input and labels", TWINS: "cka given untrained",
 }  # fmt: skip
 """Names in results of debiased CKA and of partial CKA, by the control that is projected out."""
+_AT_ONCE = 2**24
+"""Number of values without a sample that are held at once, where there is one for each sample and pair of models."""
 Columns = Sequence[int] | Int64[np.ndarray, " k"]
 
 
@@ -65,14 +68,33 @@ class Inference:
         """Debiased CKA of all layers and controls and, with classes, similarities within classes."""
         return self.evidence.estimates.matrices
 
-    def left_out(self, columns: Columns) -> Float64[np.ndarray, "units k"]:
-        """Return indices in some columns, without each sample or group of samples."""
-        return self.evidence.estimates.without(columns)
+    def left_out(self, columns: Columns, run: slice = slice(None)) -> Float64[np.ndarray, "units k"]:
+        """Return indices in some columns, without each sample or group of samples, or each of a run of them."""
+        return self.evidence.estimates.without(columns, run)
+
+    def left_out_in_runs(self, columns: Columns, memory: int) -> Iterator[Float64[np.ndarray, "run k"]]:
+        """Yield indices in some columns, without each sample or group of samples, a run of them at a time.
+
+        ``memory`` is the number of values that may be held at once.
+        """
+        for run in cut(self.units, max(1, memory // max(1, len(columns)))):
+            yield self.left_out(columns, run)
+
+    def combined_without(self, coefficients: Mapping[int, float]) -> Float64[np.ndarray, " units"]:
+        """Return a combination of columns, without each sample or group of samples."""
+        columns, weights = np.array(list(coefficients), int), np.array(list(coefficients.values()))
+        runs = cut(len(columns), max(1, _AT_ONCE // self.units))
+        return np.asarray(sum((self.left_out(columns[run]) @ weights[run] for run in runs), start=np.zeros(self.units)))
 
     @property
     def units(self) -> int:
         """Number of independent samples, or of groups of samples."""
         return self.evidence.estimates.units
+
+    def influence_on(self, coefficients: Mapping[int, float]) -> Float64[np.ndarray, " units"]:
+        """Return the influence of every sample, or group of samples, on a combination of columns."""
+        columns, weights = np.array(list(coefficients), int), np.array(list(coefficients.values()))
+        return influence(self.evidence.estimates.theta_of_all[columns] @ weights, self.combined_without(coefficients))
 
     def influences(self, columns: Columns) -> Float64[np.ndarray, "units k"]:
         """Return the influence of every sample, or group of samples, on indices in some columns."""
@@ -124,6 +146,14 @@ class Inference:
         """Return the column of a pair of models, in either order: "index", "energy", or "best" for the plain index."""
         return self.indices.column_of[what, kind, self._pair_names[frozenset({pair.a.name, pair.b.name})]]
 
+    def matches(self, kind: str, pair: Pair) -> tuple[Int64[np.ndarray, " A"], Int64[np.ndarray, " B"]]:
+        """Return the best match of every layer on all samples, from a to b and from b to a; -1 for none."""
+        name = self._pair_names[frozenset({pair.a.name, pair.b.name})]
+        assert self.indices.best is not None, "estimates have the best matches on all samples"
+        maps = self.indices.best[kind, name]
+        a_to_b, b_to_a = (np.where(one.any(1), one.argmax(1), -1) for one in (maps.a_to_b, maps.b_to_a))
+        return (a_to_b, b_to_a) if name == pair.name else (b_to_a, a_to_b)
+
     def controls(self, pair: Pair) -> dict[str, list[Pair]]:
         """Return the control pairs of a pair of trained models that have an index, by the name of the control."""
         names = pair.a.name, pair.b.name
@@ -167,6 +197,17 @@ class Inference:
                 coefficients[column] = coefficients.get(column, 0.0) + weight / len(pairs)
         return coefficients
 
+    def estimate_of(self, column: int, kind: str, *, in_energy: bool = False) -> Estimate:
+        """Estimate one column, as `estimate` does; the estimate is kept, because tables and maps of models share it."""
+        if column not in self._estimates:
+            self._estimates[column] = self.estimate({column: 1.0}, kind, in_energy=in_energy)
+        return self._estimates[column]
+
+    @cached_property
+    def _estimates(self) -> dict[int, Estimate]:
+        """Estimates of single columns that were computed already."""
+        return {}
+
     def estimate(self, coefficients: Mapping[int, float], kind: str, *, in_energy: bool = False) -> Estimate:
         """Estimate a combination of columns of one kind of debiased CKA, with its jackknife interval over samples.
 
@@ -178,7 +219,7 @@ class Inference:
         """
         columns, weights = np.array(list(coefficients), int), np.array(list(coefficients.values()))
         value = float(self.theta[columns] @ weights)
-        left_out = self.left_out(columns) @ weights
+        left_out = self.combined_without(coefficients)
         units = self.units
         squares = np.square(left_out - left_out.mean())
         variance = (units - 1) / units * float(squares.sum())

@@ -26,18 +26,32 @@ class Match:
 class LayerMaps:
     """Maps of the layers of two networks to each other, with weights: a mean of several maps has several targets."""
 
-    a_to_b: Float64[np.ndarray, "A B"]
+    a_to_b: Float64[np.ndarray, "*batch A B"]
     """Weights of the layers of B for each layer of A, with sum 1; zeros for a layer that is left out."""
-    b_to_a: Float64[np.ndarray, "B A"]
+    b_to_a: Float64[np.ndarray, "*batch B A"]
     """The same for each layer of B."""
 
     @property
-    def weights(self) -> Float64[np.ndarray, "A B"]:
+    def weights(self) -> Float64[np.ndarray, "*batch A B"]:
         """Weights W whose sum of products with S is the mean similarity along both maps; they sum to 1, or are 0."""
-        sums = self.a_to_b.sum(), self.b_to_a.sum()
-        if 0 in sums:
-            return np.zeros(self.a_to_b.shape)
-        return np.asarray((self.a_to_b / sums[0] + self.b_to_a.T / sums[1]) / 2)
+        sums = [maps.reshape(*maps.shape[:-2], -1).sum(-1)[..., None, None] for maps in (self.a_to_b, self.b_to_a)]
+        with np.errstate(divide="ignore", invalid="ignore"):
+            weights = (self.a_to_b / sums[0] + self.b_to_a.swapaxes(-1, -2) / sums[1]) / 2
+        return np.asarray(np.where((sums[0] == 0) | (sums[1] == 0), 0.0, weights))
+
+    def at(self, i: int, j: int) -> Float64[np.ndarray, "*batch A B"]:
+        """Return weights of the layers to which layer i of A and layer j of B are mapped; they sum to 1, or are 0."""
+        weights = np.zeros(self.a_to_b.shape)
+        weights[..., i, :] += _normalised(self.a_to_b[..., i, :])
+        weights[..., :, j] += _normalised(self.b_to_a[..., j, :])
+        flat = weights.reshape(*weights.shape[:-2], -1)
+        return _normalised(flat).reshape(weights.shape)
+
+
+def _normalised(weights: Float64[np.ndarray, "*batch k"]) -> Float64[np.ndarray, "*batch k"]:
+    """Divide weights by their sum, if it is not 0."""
+    total = weights.sum(-1, keepdims=True)
+    return np.asarray(weights / np.where(total == 0, 1, total))
 
 
 def best_maps(S: ArrayLike) -> tuple[Float64[np.ndarray, "*batch A B"], Float64[np.ndarray, "*batch B A"]]:

@@ -23,8 +23,8 @@ from repsim.metrics.base import GramMetric
 from repsim.metrics.recipes.base import PermutableFactor
 from repsim.metrics.recipes.cost import NOMINAL, LayerSize
 from repsim.metrics.recipes.groups import LEAST, Groups
-from repsim.runtime import tuning
-from repsim.runtime.progress import Progress, Steps, counter
+from repsim.runtime import interrupts, tuning
+from repsim.runtime.progress import Progress, Steps, counter, report_share
 from repsim.study.blocks import divide
 from repsim.study.design import Member, Pair
 from repsim.study.gram_passes import sources
@@ -134,7 +134,8 @@ def _measure(
         return results
     comparison = _Comparison(recipe, possible, setting)
     keys = comparison.keys()
-    step = counter(len(keys) + sum(planned.halves for planned in possible), progress)
+    halved = sum(planned.halves > 0 for planned in possible)
+    step = counter(len(keys) + halved * len(setting.pairs), progress)
     units = setting.sharing.compute(
         {key: comparison.name(*key) for key in keys}, {key: comparison.size(*key) for key in keys},
         comparison.compute, step,
@@ -313,39 +314,45 @@ class _Comparison:
             result.permuted[name] = permuted_values
 
     def on_halves(self, planned: _Planned, step: Callable[[], None]) -> dict[str, Float64[np.ndarray, "count a b"]]:
-        """Compute the values of all pairs on each half-sample, by the name of the pair. A unit is a half-sample."""
-        setting, metric = self.setting, _on_half(planned.metric, self.setting.n)
+        """Compute the values of all pairs on the half-samples, by the name of the pair.
+
+        A unit is one pair on all half-samples, so that a study to which models are added computes only new pairs.
+        """
+        setting = self.setting
         if not planned.halves:
             return {}
         samples = _half_samples(setting.n, planned.halves, setting.seed, setting.groups)
-        pairs = sorted(setting.pairs, key=lambda pair: self._block_of[pair.name])
-        shapes = [(len(pair.a.layers), len(pair.b.layers)) for pair in pairs]
-        members = {m.name: (m.store.checksum, m.arrays) for pair in pairs for m in (pair.a, pair.b)}
-        compared = [(pair.name, members[pair.a.name], members[pair.b.name]) for pair in pairs]
-        about = repr((__version__, "half", planned.metric.spec, compared, setting.device.partition(":")[0]))
-        names = {
-            k: f"{hashlib.sha256(half.tobytes()).hexdigest()} {about}" for k, half in enumerate(samples)
-        }  # fmt: skip
-        size = sum(a * b for a, b in shapes)
+        drawn = [hashlib.sha256(half.tobytes()).hexdigest() for half in samples]
+        device = setting.device.partition(":")[0]
+        names, shapes = {}, {}
+        for pair in sorted(setting.pairs, key=lambda pair: self._block_of[pair.name]):
+            members = [(member.store.checksum, member.arrays) for member in (pair.a, pair.b)]
+            names[pair] = repr((__version__, "halves", planned.metric.spec, members, drawn, device))
+            shapes[pair] = planned.halves, len(pair.a.layers), len(pair.b.layers)
+        sizes = {pair: int(np.prod(shape)) for pair, shape in shapes.items()}
+        units = setting.sharing.compute(names, sizes, partial(self._pairs_on_halves, planned.metric, samples), step)
+        return {pair.name: units[pair].reshape(shape) for pair, shape in shapes.items()}
 
-        def compute(halves: Sequence[int]) -> Iterator[Float64[np.ndarray, " all"]]:
-            for k in halves:
-                yield flat(self._on_half(metric, pairs, torch.from_numpy(samples[k])))
-
-        units = setting.sharing.compute(names, dict.fromkeys(names, size), compute, step)
-        by_half = [list(shaped(units[k], shapes)) for k in names]
-        return {pair.name: np.stack([blocks[p] for blocks in by_half]) for p, pair in enumerate(pairs)}
-
-    def _on_half(self, metric: Metric[Any], pairs: Sequence[Pair], half: Int64[torch.Tensor, " m"]) -> Iterator[Values]:
+    def _pairs_on_halves(
+        self, metric: Metric[Any], samples: Sequence[Int64[np.ndarray, " m"]], pairs: Sequence[Pair]
+    ) -> Iterator[Float64[np.ndarray, " all"]]:
+        """Compare pairs of models on all half-samples; each half of a layer is prepared once for a block of pairs."""
+        metric = _on_half(metric, self.setting.n)
         recipe = metric.recipe_for("features")
         for _, of_block in itertools.groupby(pairs, key=lambda pair: self._block_of[pair.name]):
             chosen = list(of_block)
             members = {member.name: member for pair in chosen for member in (pair.a, pair.b)}
             layers = sources(tuple(members.values()), self.setting.device)
-            subsets = [Source(one.name, one.name, partial(_select_samples, one.rows, half)) for one in layers]
-            factors = prepare(recipe, subsets, device=self.setting.device).factors
-            for pair in chosen:
-                yield _blocks(metric, *([factors.get(name) for name in side.layers] for side in (pair.a, pair.b)))
+            values: list[list[Values]] = [[] for _ in chosen]
+            for k, half in enumerate(map(torch.from_numpy, samples)):
+                subsets = [Source(one.name, one.name, partial(_select_samples, one.rows, half)) for one in layers]
+                factors = prepare(recipe, subsets, device=self.setting.device).factors
+                for of_pair, pair in zip(values, chosen, strict=True):
+                    sides = ([factors.get(name) for name in side.layers] for side in (pair.a, pair.b))
+                    of_pair.append(_blocks(metric, *sides))
+                interrupts.check()
+                report_share(k + 1, len(samples) * len(chosen))  # of the first of these pairs, which are done together
+            yield from map(flat, values)
 
 
 def _numbers_of(text: str, size: int) -> Float64[np.ndarray, " numbers"]:
@@ -415,7 +422,7 @@ def identity_value(metric: Metric[Any]) -> float:
 def _affordable(
     metric: Metric[Any], pairs: Sequence[Pair], n: int, count: int, *, prepared: bool, fewest: int = MIN_PERMUTATIONS
 ) -> int:
-    """Estimate how many times all pairs can be compared within the time limit of a study, at most ``count`` times.
+    """Return how many times all pairs can be compared within the time limit of a study, at most ``count`` times.
 
     Parameters
     ----------
@@ -424,6 +431,23 @@ def _affordable(
     fewest
         Return 0 if fewer comparisons than this are possible.
     """
+    possible = int(tuning.current().study_seconds / max(_seconds(metric, pairs, n, prepared=prepared), 1e-9))
+    return count if possible >= count else _steady(possible, fewest)
+
+
+def _steady(possible: int, fewest: int) -> int:
+    """Return the largest of ``fewest``, twice as many, four times as many, ... that is possible; 0 if none is.
+
+    It is often the same after a model is added to a study, and then the earlier pairs are not compared again.
+
+    >>> [_steady(possible, 19) for possible in (18, 19, 37, 38, 151, 152)]
+    [0, 19, 19, 38, 76, 152]
+    """
+    return fewest << (possible // fewest).bit_length() - 1 if possible >= fewest else 0
+
+
+def _seconds(metric: Metric[Any], pairs: Sequence[Pair], n: int, *, prepared: bool) -> float:
+    """Estimate how many seconds comparing all pairs once takes at nominal rates, with preparing their layers or not."""
     seconds = 0.0
     for pair in pairs:
         stages = plan(_shapes(pair.a), _shapes(pair.b), n, [metric], Limits(2**62)).stages
@@ -432,8 +456,7 @@ def _affordable(
     for member in () if prepared else members.values():  # each is prepared once, for all of its pairs
         stages = plan(_shapes(member), _shapes(member), n, [metric], Limits(2**62)).stages
         seconds += sum(stage.preparing.seconds(NOMINAL) for stage in stages)
-    possible = min(count, int(tuning.current().study_seconds / max(seconds, 1e-9)))
-    return possible if possible >= min(fewest, count) else 0
+    return seconds
 
 
 def _shapes(member: Member) -> list[LayerShape]:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Literal
 
 import numpy as np
@@ -18,6 +19,7 @@ LEVEL_NAMES: dict[str, str] = {"": "not shown", "networks": "these networks", "a
 """Levels in the words of tables, figures and pages."""
 
 
+@cache
 def quantile(n: int, level: float = 0.95) -> float:
     """Return the half-width of a jackknife interval from n samples, in standard errors.
 

@@ -9,6 +9,7 @@ import click
 import torch
 from compare_worker import RESNET50, VIT_B
 from turns import Result, run_in_fresh_process, show, table
+from universality_worker import plan_lines
 
 WORKER = Path(__file__).with_name("universality_worker.py")
 
@@ -21,9 +22,10 @@ WORKER = Path(__file__).with_name("universality_worker.py")
 @click.option("--layers", type=click.IntRange(1), default=12, show_default=True, help="Layers of each of them.")
 @click.option("--features", type=click.IntRange(1), default=256, show_default=True, help="Features of each layer.")
 @click.option("--memory", help="Memory that the study may take.")
+@click.option("--plan", "only_plan", is_flag=True, help="Only print the plan of --models networks, at nominal rates.")
 @click.option("--threads", default=torch.get_num_threads(), show_default=True)
 @click.option("--folder", type=click.Path(path_type=Path, exists=True, file_okay=False), help="Folder for the stores.")
-def universality(threads: int, folder: Path | None, **chosen: Any) -> None:
+def universality(threads: int, folder: Path | None, *, only_plan: bool, **chosen: Any) -> None:
     """Time one study of a ResNet-50 (17 layers), a ViT-B (13), and an untrained twin of each, or of many networks.
 
     The activations are synthetic, with the widths of the models: 64 shared directions with strengths 1/i, and noise.
@@ -33,7 +35,14 @@ def universality(threads: int, folder: Path | None, **chosen: Any) -> None:
     scripts/bench universality -m cka --memory 2GiB                  as in docs/benchmarks.md
     scripts/bench universality -m cka --models 100 --memory 8GiB     a hundred networks: 12 GB of stores
     scripts/bench universality --samples 500 --permutations 99       a quick test
+    scripts/bench universality --models 100 --memory 8GiB --plan     as in docs/scaling.md: no stores, and in a moment
     """
+    if only_plan:
+        shape = {name: chosen[name] for name in ("models", "layers", "features", "memory", "permutations")}
+        if not shape["models"] or not shape["memory"]:
+            raise click.UsageError("--plan needs --models and --memory")
+        click.echo("\n".join(plan_lines(chosen["samples"], **shape)))
+        return
     with tempfile.TemporaryDirectory(prefix="repsim-bench-", dir=folder) as place:
         settings = {"folder": place, **chosen, "metrics": list(chosen["metrics"])}
         result: Result = run_in_fresh_process(

@@ -4,6 +4,7 @@ import json
 import sys
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,31 @@ def _many(folder: Path, n: int, models: int, widths: Mapping[str, int]) -> list[
                     writer.write(spec.key, rows, layers[spec.key.layer])
                 writer.mark_done(rows)
     return paths
+
+
+@dataclass(frozen=True)
+class _Planned:
+    """Substitute for a trained network of a study, from whose shape alone the study is planned."""
+
+    name: str
+    arrays: tuple[str, ...]
+    trained: bool = True
+
+
+def plan_lines(n: int, *, models: int, layers: int, features: int, memory: str, permutations: int) -> list[str]:
+    """Return the plan of a study of debiased CKA of many networks, at nominal rates, without stores."""
+    from repsim.engine.planning import Limits  # noqa: PLC0415
+    from repsim.metrics.recipes.cost import NOMINAL  # noqa: PLC0415
+    from repsim.runtime.memory import memory_to_use  # noqa: PLC0415
+    from repsim.study.design import Design  # noqa: PLC0415
+    from repsim.study.estimation import splits_for  # noqa: PLC0415
+    from repsim.study.planning import StudyShape, base_memory, plan_study  # noqa: PLC0415
+
+    networks: Any = tuple(_Planned(f"net{k}", tuple(f"layer{j}" for j in range(layers))) for k in range(models))
+    widths = {network.name: [features] * layers for network in networks}
+    shape = StudyShape(n, n, splits_for(n), widths, 4, (), 0, grouped=False, metrics=(), permutations=permutations)
+    limits = Limits(memory_to_use("cpu", memory), base_memory("cpu"), "cpu")
+    return plan_study(shape, Design(networks, ()), limits).lines(NOMINAL)
 
 
 def _two(folder: Path, n: int) -> list[Path]:

@@ -1,5 +1,6 @@
 """Designs and kernels of simulated studies, for validate_statistics.py: without stores, and fast."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -9,6 +10,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from typing_extensions import override
 
 from repsim.engine.planning import Limits
 from repsim.labels import INPUT, LayerKey, SampleIds
@@ -102,32 +104,16 @@ class Sweep:
     left_out: Array
 
 
-@dataclass(frozen=True, eq=False)
-class FeatureKernels:
-    """Substitute for `Kernels` that never forms a Gram matrix: debiased CKA from covariances of features, in float64.
+class IndependentSamples(ABC):
+    """Attributes of kernels whose samples are not in groups, and have no classes."""
 
-    With centred features, K = XX' and its diagonal d, n (n - 3) HSIC_1 = ||X'Y||^2 - n / (n - 2) d_X'd_Y +
-    tr K_X tr K_Y / ((n - 1) (n - 2)), and D_i of `LeaveOneOut` follows from x_i'X'Y y_i in the same way. With few
-    features this is many times faster than a pass over Gram matrices; a test shows that the values are the same.
-    """
-
-    layers: tuple[Array, ...]
-    """Features of all layers and controls, each of shape (n, p)."""
-    positions: Places
     groups: None = None
     classes: None = None
-    kept: dict[bytes, Array] = field(default_factory=dict)
-    """Values on subsets of the samples, by the subset: studies of some of the networks use them again."""
 
     @property
+    @abstractmethod
     def n(self) -> int:
         """Number of samples."""
-        return len(self.layers[0])
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Names of the layers."""
-        return tuple(f"layer {k}" for k in range(len(self.layers)))
 
     def null_variances(self, layers: Sequence[int], seed: int) -> tuple[float]:
         """Return the variance of debiased CKA of unrelated layers."""
@@ -143,6 +129,32 @@ class FeatureKernels:
     def unit_of(self) -> NDArray[np.int64]:
         """Unit of each sample."""
         return np.arange(self.n)
+
+
+@dataclass(frozen=True, eq=False)
+class FeatureKernels(IndependentSamples):
+    """Substitute for `Kernels` that never forms a Gram matrix: debiased CKA from covariances of features, in float64.
+
+    With centred features, K = XX' and its diagonal d, n (n - 3) HSIC_1 = ||X'Y||^2 - n / (n - 2) d_X'd_Y +
+    tr K_X tr K_Y / ((n - 1) (n - 2)), and D_i of `LeaveOneOut` follows from x_i'X'Y y_i in the same way. With few
+    features this is many times faster than a pass over Gram matrices; a test shows that the values are the same.
+    """
+
+    layers: tuple[Array, ...]
+    """Features of all layers and controls, each of shape (n, p)."""
+    positions: Places
+    kept: dict[bytes, Array] = field(default_factory=dict)
+    """Values on subsets of the samples, by the subset: studies of some of the networks use them again."""
+
+    @property
+    @override
+    def n(self) -> int:
+        return len(self.layers[0])
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the layers."""
+        return tuple(f"layer {k}" for k in range(len(self.layers)))
 
     @cached_property
     def _starts(self) -> NDArray[np.int64]:
@@ -206,40 +218,23 @@ class FeatureKernels:
 
 
 @dataclass(frozen=True, eq=False)
-class SomeOfThem:
+class SomeOfThem(IndependentSamples):
     """Kernels of some of the networks of a study, with the values that were computed for all of them."""
 
     of: FeatureKernels
     rows: NDArray[np.int64]
     """Positions in ``of`` of the layers and controls."""
     positions: Places
-    groups: None = None
-    classes: None = None
 
     @property
+    @override
     def n(self) -> int:
-        """Number of samples."""
         return self.of.n
 
     @property
     def names(self) -> tuple[str, ...]:
         """Names of the layers."""
         return tuple(f"layer {k}" for k in range(len(self.rows)))
-
-    def null_variances(self, layers: Sequence[int], seed: int) -> tuple[float]:
-        """Return the variance of debiased CKA of unrelated layers."""
-        del layers, seed
-        return (2 / (self.n * (self.n - 3)),)
-
-    @property
-    def units(self) -> int:
-        """Number of samples, each of which is independent."""
-        return self.n
-
-    @property
-    def unit_of(self) -> NDArray[np.int64]:
-        """Unit of each sample."""
-        return np.arange(self.n)
 
     def values_on(self, samples: NDArray[np.int64], selected: NDArray[np.int64]) -> Array:
         """Select debiased CKA on a subset of the samples."""
@@ -282,16 +277,6 @@ class SimulatedSums(BlockSums):
     def squares(self) -> Array:
         """NaN: no Gram matrix is formed."""
         return np.full(len(self.sides.layers), np.nan)
-
-    @property
-    def cubes(self) -> None:
-        """Unknown: no Gram matrix is formed."""
-        return None
-
-    @property
-    def row_squares(self) -> None:
-        """Unknown, for the same reason."""
-        return None
 
     def halves(self) -> Iterator[tuple[Similarities, Similarities]]:
         """Yield the similarities on both halves, for each division of the samples."""

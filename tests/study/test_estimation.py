@@ -1,19 +1,24 @@
 """A study in several blocks of models equals the study in one, and a plan fits into its memory or is refused."""
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from threading import Barrier
+from typing import Any, TypeVar
 
 import numpy as np
 import pytest
 import xarray as xr
+from torch import Tensor
 
 from repsim.engine.checkpoints import Checkpoints
+from repsim.engine.grouped import LeaveOneGroupOut
 from repsim.engine.planning import Limits
 from repsim.errors import TooLittleMemoryError
 from repsim.metrics.recipes.groups import Groups
+from repsim.runtime.processes import Ranks
 from repsim.study import controls, planning
 from repsim.study.blocks import blocks, divide
 from repsim.study.design import Design, design
@@ -24,6 +29,7 @@ from repsim.study.units import Sharing
 from repsim.study.universality import universality
 from repsim.testing.examples import TRAINED, UNTRAINED, write_networks
 
+T = TypeVar("T")
 N = 40
 MODELS = (*TRAINED[:3], *UNTRAINED[1:])
 
@@ -70,6 +76,78 @@ def case(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureReques
 @pytest.fixture(scope="module")
 def whole(case: Case) -> Estimates:
     return case.estimate(case.plan)
+
+
+def assert_equal_to_the_bit(one: Estimates, other: Estimates) -> None:
+    for variable in fields(Estimates):
+        if isinstance(values := getattr(one, variable.name), np.ndarray):
+            np.testing.assert_array_equal(values, getattr(other, variable.name), err_msg=variable.name)
+
+
+@dataclass(frozen=True)
+class Thread(Ranks):
+    """One of several threads that stand for processes, and exchange values through a list."""
+
+    values: list[Any] = field(default_factory=list)
+    barrier: Barrier = field(default_factory=lambda: Barrier(1))
+
+    def gather(self, value: T) -> list[T]:
+        self.values[self.rank] = value
+        self.barrier.wait(60)
+        gathered = list(self.values)
+        self.barrier.wait(60)
+        return gathered
+
+    def broadcast(self, value: T) -> T:
+        return self.gather(value)[0]
+
+    def add(self, values: Tensor) -> Tensor:
+        return sum(self.gather(values), start=values * 0)
+
+
+@pytest.mark.parametrize("world", [2, 3, 17])
+def test_processes_share_a_block_and_get_the_same_bits(case: Case, whole: Estimates, world: int) -> None:
+    """Also with more processes than there are parts of the work."""
+    values, barrier = [None] * world, Barrier(world)
+
+    def conducted(rank: int) -> Estimates:
+        return case.estimate(case.plan, Sharing(me=Thread(rank, world, values, barrier)))
+
+    with ThreadPoolExecutor(world) as pool:
+        shared = list(pool.map(conducted, range(world)))
+    for estimates in shared:
+        assert_equal_to_the_bit(estimates, whole)
+
+
+def test_processes_share_the_runs_of_groups(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each run of groups, and each half, is computed once."""
+    if case.kernels.groups is None:
+        return
+    world = 3
+    values, barrier = [None] * world, Barrier(world)
+    left_out, halves = list[tuple[int, int]](), list[bytes]()
+    lost, values_on = LeaveOneGroupOut._lost, Kernels.values_on
+
+    def lost_of(sweep: LeaveOneGroupOut, first: int, last: int) -> Any:
+        left_out.append((first, last))
+        return lost(sweep, first, last)
+
+    def on_half(kernels: Kernels, samples: Any, selected: Any) -> Any:
+        halves.append(samples.tobytes())
+        return values_on(kernels, samples, selected)
+
+    monkeypatch.setattr(LeaveOneGroupOut, "_lost", lost_of)
+    monkeypatch.setattr(Kernels, "values_on", on_half)
+    plan = replace(case.plan, room=2**16)
+
+    def conducted(rank: int) -> Estimates:
+        return case.estimate(plan, Sharing(me=Thread(rank, world, values, barrier)))
+
+    with ThreadPoolExecutor(world) as pool:
+        list(pool.map(conducted, range(world)))
+    assert len(left_out) > world
+    assert len(set(left_out)) == len(left_out)
+    assert len(set(halves)) == len(halves) > world
 
 
 def assert_alike(one: Estimates, other: Estimates, atol: float) -> None:
@@ -128,9 +206,7 @@ def test_finished_blocks_are_read_again_to_the_bit(case: Case, tmp_path: Path) -
     now = {path: path.stat().st_mtime_ns for path in (tmp_path / "parts").glob("*.part")}
     assert now.keys() == parts.keys()
     assert [path for path in parts if now[path] != parts[path]] == [removed]
-    for field in fields(Estimates):
-        if isinstance(values := getattr(first, field.name), np.ndarray):
-            np.testing.assert_array_equal(values, getattr(again, field.name))
+    assert_equal_to_the_bit(first, again)
     for kind, values in first.errors.items():
         np.testing.assert_array_equal(values, again.errors[kind])
 

@@ -12,6 +12,7 @@ import torch
 import xarray as xr
 
 from repsim import metrics as registry
+from repsim.engine.checkpoints import Checkpoints
 from repsim.engine.resampling import permuted, random_permutations, random_subsamples
 from repsim.metrics import Metric
 from repsim.metrics.recipes.groups import Groups
@@ -23,6 +24,7 @@ from repsim.study.design import Design, Pair, design
 from repsim.study.layer_matching import mbm
 from repsim.study.other_measures import MeasureResult, Setting, measure
 from repsim.study.uncertainty import half_samples
+from repsim.study.units import Sharing
 from repsim.study.universality import universality
 from repsim.testing.examples import TRAINED, UNTRAINED, Array, unrelated_layers, write_network, write_networks
 
@@ -99,8 +101,7 @@ def test_half_samples_keep_the_share_of_neighbours(study: Design) -> None:
 def test_unaffordable_permutations_are_reported(study: Design, tuned: Callable[..., None]) -> None:
     (scarce,) = run_measure(study, "svcca").notes
     assert scarce.startswith(f"all values: n = {N} samples are too few for ")
-    (once,) = [other_measures._affordable(registry.get("svcca"), study.pairs, N, 10**9, prepared=True)]
-    seconds = tuning.current().study_seconds / once
+    seconds = other_measures._seconds(registry.get("svcca"), study.pairs, N, prepared=True)
     tuned(study_seconds=18.5 * seconds)
     few = run_measure(study, "svcca")
     assert few.notes[0] == "not permuted: fewer than 19 permutations are affordable at this size"
@@ -115,6 +116,43 @@ def test_unaffordable_permutations_are_reported(study: Design, tuned: Callable[.
     )
     tuned(study_seconds=0)
     assert "no interval: half-samples take too long at this size" in run_measure(study, "svcca").notes
+
+
+@pytest.mark.parametrize("spec", ["mutual_knn:k=6", "svcca"])
+def test_a_study_that_grows_computes_new_pairs_only(
+    study: Design, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spec: str
+) -> None:
+    """Values, permutations and half-samples of earlier pairs are read, even if fewer are affordable for all pairs."""
+    compared: list[tuple[str, str]] = []
+    blocks = other_measures._blocks
+
+    def counted(metric: Metric[Any], a: Any, b: Any) -> Any:
+        compared.append((metric.spec, f"{len(a)} x {len(b)}"))
+        return blocks(metric, a, b)
+
+    monkeypatch.setattr(other_measures, "_blocks", counted)
+    trained, vit, twin = (study.members[k] for k in (0, 1, 2))
+    few, all_pairs = [Pair(trained, vit)], [Pair(trained, vit), Pair(trained, twin), Pair(twin, vit)]
+    metric, sharing = registry.get(spec), Sharing(Checkpoints(tmp_path / "parts", keep=True))
+
+    def on_disk() -> dict[str, int]:
+        return {path.name: path.stat().st_mtime_ns for path in (tmp_path / "parts").glob("*.part")}
+
+    alone = measure(metric, Setting(few, few, ORDERS, sharing=sharing))
+    once, before = len(compared), on_disk()
+    assert len(before) == 2  # values and permutations, and half-samples
+    assert once >= 1 + HALVES
+    compared.clear()
+    grown = measure(metric, Setting(all_pairs, few, ORDERS, sharing=sharing))
+    after = on_disk()
+    assert {name: after[name] for name in before} == before
+    assert len(after) == 2 * len(all_pairs)
+    assert len(compared) == 2 * (1 + HALVES)  # two new pairs
+    fresh = measure(metric, Setting(all_pairs, few, ORDERS))
+    for kind in ("values", "chance", "permuted", "halves"):
+        for name, values in getattr(fresh, kind).items():
+            np.testing.assert_array_equal(getattr(grown, kind)[name], values)
+    np.testing.assert_array_equal(grown.halves[few[0].name], alone.halves[few[0].name])
 
 
 def test_too_few_samples(study: Design) -> None:

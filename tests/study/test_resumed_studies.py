@@ -5,6 +5,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -38,10 +39,10 @@ KILLS = 6
 _CHANGING = {"created", "command"}
 
 
-def written(folder: Path, models: Sequence[str] = MODELS, n: int = 300) -> list[Path]:
+def written(folder: Path, models: Sequence[str] = MODELS, n: int = 300, **options: Any) -> list[Path]:
     """Write stores of networks in float64, whose values do not depend on which of them are chosen."""
-    paths = []
-    for store in write_networks(folder, np.random.default_rng(0), n, learned=0.6, seen=0.5, models=MODELS, depth=3):
+    paths, rng = [], np.random.default_rng(0)
+    for store in write_networks(folder, rng, n, learned=0.6, seen=0.5, models=MODELS, depth=3, **options):
         store.close()
         paths.append(folder / f"{store.model}.h5")
     return [path for path in paths if path.stem in models]
@@ -149,6 +150,20 @@ def test_torchrun_equals_one_process_to_the_bit(
     assert parts_of(out).keys() == parts_of(undisturbed).keys()
 
 
+def test_torchrun_equals_one_process_to_the_bit_with_samples_in_groups(
+    tmp_path: Path,
+    torture: ModuleType,  # noqa: F811
+) -> None:
+    """Groups of two samples of one class."""
+    stores = written(tmp_path, MODELS[:3], 160, groups=[str(k % 4 + 4 * (k // 8)) for k in range(160)])
+    one, two = tmp_path / "one.nc", tmp_path / "two.nc"
+    for call, out in (([sys.executable], one), (torture.torchrun(2)[:-2], two)):
+        code, _, stderr = torture.run(*call, *command(tmp_path, stores, out))
+        assert code == 0, stderr
+    assert_equal_to_the_bit(open_study(two), open_study(one))
+    assert parts_of(two).keys() == parts_of(one).keys()
+
+
 def test_another_number_of_processes_goes_on(
     tmp_path: Path,
     torture: ModuleType,  # noqa: F811
@@ -189,13 +204,12 @@ def test_a_study_grows_at_the_cost_of_what_is_new(tmp_path: Path) -> None:
     after = parts_of(grown)
     assert {name: after[name] for name in before} == before
     study_of(stores, fresh)
-    # Half-samples of mutual kNN have all pairs of models, so all of them are new.
     # of permutations: 39 in runs of 10, raw and given the input, of all samples and within classes
     runs, kinds, orders = 4, 2, 2
     pairs = [len(measured_pairs(design([open_store(path) for path in paths]))) for paths in (earlier, stores)]
     assert 3 <= pairs[1] - pairs[0] < pairs[0]
     blocks = 2  # of the new network with the earlier ones, and with itself
-    new_parts = blocks + runs * kinds * orders + SMALL["half_samples"] + pairs[1] - pairs[0]
+    new_parts = blocks + runs * kinds * orders + 2 * (pairs[1] - pairs[0])  # values of new pairs, and those on halves
     assert len(after) - len(before) == new_parts
     one, other = open_study(grown), open_study(fresh)
     for name, values in one.variables.items():
