@@ -3,8 +3,11 @@
 Frames of a scene, copies and crops raise every similarity, and make every interval too short.
 """
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +16,7 @@ from torch import Tensor
 
 from repsim.labels import TOKENS, SampleIds
 from repsim.metrics.recipes.groups import Groups
-from repsim.metrics.recipes.rows import cut
+from repsim.metrics.recipes.rows import cut, map_pieces
 from repsim.runtime.progress import Progress, counter
 from repsim.study.design import Design
 from repsim.study.formatting import listed
@@ -29,6 +32,10 @@ _LARGEST = 2**28
 """Values of the largest layer that is examined."""
 _ROUNDING = 1e-6
 """Distances below this share of the root mean square are equal."""
+_NEAR = 0.05
+"""Squared distances below this share of the sum of both squared norms are computed from differences."""
+_DISTANCES, _DIFFERENCES = 2**22, 2**20
+"""Distances, and values of differences, that are in memory at once, in each thread."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,7 +106,8 @@ def near_duplicates(design: Design, device: str = "cpu", progress: Progress | No
     three depths: classes are clusters in late layers only. Networks count by twice their median p-value, which is valid
     however they depend on one another. The smaller of the p-values of pixels and networks, doubled, is compared by the
     procedure of Benjamini and Hochberg over samples, at 0.01: if all samples are independent, this is the probability
-    that any pair is reported. Samples with equal pixels or equal tokens are always reported.
+    that any pair is reported. Samples with equal pixels or equal tokens are always reported. The narrowest layer of
+    each network is examined first: if no pair is significant then, none is with further layers, which are not read.
 
     **Limits.** A group of more than 100 samples, or a quarter of all, is not found. With class labels, a group that is
     half of its class is not, unless its samples are equal, and a class of which half is misclassified may raise a false
@@ -129,22 +137,26 @@ def near_duplicates(design: Design, device: str = "cpu", progress: Progress | No
     exact = _equal(np.asarray(seen[:]))
     labels = next((member.store.labels for member in design.members if member.store.labels is not None), None)
     numbers = None if labels is None else np.unique(np.asarray(labels), return_inverse=True)[1]
-    evidence = []
-    step = counter(min(_NETWORKS, len(design.trained)) * _LAYERS + 1, progress)
+    networks = _networks(design)
+    step = counter(len(networks) * _LAYERS + 1, progress)
 
-    def examined(x: Tensor) -> PairValues:
-        values = pair_values(x, device, numbers)
+    def examined(array: Any) -> PairValues:
+        values = pair_values(torch.from_numpy(np.asarray(array[:])).flatten(1), device, numbers)
         step()
         return values
 
-    if pixels is not None:
-        evidence.append(examined(torch.from_numpy(np.asarray(pixels[:])).flatten(1)))
-    networks = [_least(examined(x) for x in layers) for layers in _networks(design)]
-    if networks:
-        evidence.append(_median(networks))
-    pairs = set(exact)
-    if evidence and design.n >= 8:
-        pairs |= select(_smallest(evidence), design.n)
+    of_pixels = [] if pixels is None else [examined(pixels)]
+    of_networks: dict[int, PairValues] = {}
+    alike = select(_smallest(of_pixels), design.n)
+    for layers in zip_longest(*networks):
+        for k, array in enumerate(layers):
+            if array is not None and of_networks.get(k) != {}:
+                values = examined(array)
+                of_networks[k] = _larger(of_networks[k], values) if k in of_networks else values
+        alike = select(_smallest([*of_pixels, _median([*of_networks.values()])]), design.n)
+        if not alike:  # further layers only make p-values larger
+            break
+    pairs = {*exact, *alike}
     ordered = tuple(sorted(pairs))
     groups = None if design.groups is None else design.groups.numbers.tolist()
     covered = groups is not None and all(groups[a] == groups[b] for a, b in ordered)
@@ -155,15 +167,16 @@ PairValues = dict[tuple[int, int], float]
 """p-values of the pairs that are alike; of all other pairs it is 1."""
 
 
-def _networks(design: Design) -> Iterator[Iterator[Tensor]]:
-    """Yield the examined layers of trained networks, as many architectures as possible."""
+def _networks(design: Design) -> list[list[Any]]:
+    """Return the layers of trained networks to examine, of as many architectures as possible: the narrowest first."""
     firsts = {member.architecture: member for member in reversed(design.trained)}
     members = [*reversed(firsts.values()), *(m for m in design.trained if m not in firsts.values())][:_NETWORKS]
+    networks = []
     for member in members:
         depths = dict.fromkeys(np.linspace(0, len(member.arrays) - 1, _LAYERS).round().astype(int).tolist())
-        names = [member.arrays[k] for k in depths if np.prod(member.store[member.arrays[k]].shape) <= _LARGEST]
-        if names:
-            yield (torch.from_numpy(np.asarray(member.store[name][:])).flatten(1) for name in names)
+        arrays = [member.store[member.arrays[k]] for k in depths]
+        networks.append(sorted((x for x in arrays if math.prod(x.shape) <= _LARGEST), key=lambda x: math.prod(x.shape)))
+    return [arrays for arrays in networks if arrays]
 
 
 def pair_values(x: Tensor, device: str = "cpu", classes: Int64[np.ndarray, " n"] | None = None) -> PairValues:
@@ -175,7 +188,7 @@ def pair_values(x: Tensor, device: str = "cpu", classes: Int64[np.ndarray, " n"]
     if not scale > 0 or n < 8:
         return {}
     count = min(_NEIGHBOURS, n // 4) + 1
-    distances, neighbours = _nearest(x / scale, count)
+    distances, neighbours = _nearest(x.div_(scale), count)
     lengths = np.full(n, count) if classes is None else _up_to_classmates(neighbours, classes)
     logs = np.log(np.maximum(distances, _ROUNDING))
     rank = np.arange(1, count)
@@ -190,13 +203,15 @@ def pair_values(x: Tensor, device: str = "cpu", classes: Int64[np.ndarray, " n"]
     value = np.where(lengths > 2, np.exp(np.minimum(p[np.arange(n), best], 0)), 1)
     limit = np.median(distances[np.arange(n), np.minimum(best + 1, count - 1)])  # of the distances across the gap
     near = (np.arange(count) <= best[:, None]) & (distances <= limit)
-    selected = [set(row[inside].tolist()) for row, inside in zip(neighbours, near, strict=True)]
-    mutual = [{b for b in of_a if a in selected[b]} for a, of_a in enumerate(selected)]
+    selectors, places = near.nonzero()
+    selected = neighbours[selectors, places]
+    mutual = np.isin(selectors * n + selected, selected * n + selectors)
     # what lies among the samples of another class, as a misclassified one does, selects them and is not selected
-    alike = [value[a] < 1 and 2 * len(mutual[a]) > best[a] for a in range(n)]
-    return {
-        (a, b): float(max(value[a], value[b])) for a in range(n) for b in mutual[a] if a < b and alike[a] and alike[b]
-    }
+    alike = (value < 1) & (2 * np.bincount(selectors[mutual], minlength=n) > best)
+    a, b = selectors[mutual], selected[mutual]
+    kept = (a < b) & alike[a] & alike[b]
+    p_values = np.maximum(value[a[kept]], value[b[kept]])
+    return dict(zip(zip(a[kept].tolist(), b[kept].tolist(), strict=True), p_values.tolist(), strict=True))
 
 
 def _up_to_classmates(
@@ -215,31 +230,32 @@ def _up_to_classmates(
 def _nearest(x: Tensor, count: int) -> tuple[Float64[np.ndarray, "n count"], Int64[np.ndarray, "n count"]]:
     """Return the distances to the nearest neighbours, in increasing order, and which they are.
 
-    They are selected by products in float32, and their distances then computed from differences.
+    They are selected by |x|^2 + |y|^2 - 2 x'y in float32. Its error is about 1e-7 (|x|^2 + |y|^2), and so at most 1e-5
+    of a squared distance that is not `_NEAR`; nearer samples have the norms of their differences.
     """
     n, p = x.shape
     norms = x.square().sum(1)
-    distances, neighbours = np.empty((n, count)), np.empty((n, count), np.int64)
-    for i in cut(n, max(1, min(1024, 2**24 // n))):
+
+    def of_rows(i: slice) -> tuple[Tensor, Tensor]:
         squared = torch.addmm(norms, x[i], x.T, alpha=-2)
         squared[torch.arange(len(squared)), torch.arange(i.start, i.stop)] = torch.inf
-        nearest = squared.topk(count, dim=1, largest=False).indices
-        for run in cut(len(nearest), max(1, 2**24 // (count * p))):
-            exact = (x[i][run, None] - x[nearest[run]]).norm(dim=2).double()
-            exact, order = exact.sort(dim=1)
-            rows = slice(i.start + run.start, i.start + run.stop)
-            distances[rows], neighbours[rows] = exact.cpu().numpy(), nearest[run].gather(1, order).cpu().numpy()
-    return distances, neighbours
+        nearest, neighbours = squared.topk(count, dim=1, largest=False)
+        nearest += norms[i, None]
+        rows, places = (nearest < _NEAR * (norms[i, None] + norms[neighbours])).nonzero(as_tuple=True)
+        for pairs in cut(len(rows), max(1, _DIFFERENCES // p)):
+            r, k = rows[pairs], places[pairs]
+            nearest[r, k] = (x[i][r] - x[neighbours[r, k]]).square_().sum(1)
+        ordered, order = nearest.clamp_(min=0).sort(dim=1)
+        return ordered.cpu(), neighbours.gather(1, order).cpu()
+
+    parts = map_pieces(of_rows, x, zip(cut(n, max(1, min(512, _DISTANCES // n)))))
+    squared, neighbours = (torch.cat(values) for values in zip(*parts, strict=True))
+    return squared.double().sqrt().numpy(), neighbours.numpy()
 
 
-def _least(layers: Iterator[PairValues]) -> PairValues:
-    """Return the largest p-value of each pair over the layers of a network."""
-    total = next(layers)
-    for values in layers:
-        total = {pair: max(p, values[pair]) for pair, p in total.items() if pair in values}
-        if not total:
-            break
-    return total
+def _larger(values: PairValues, others: PairValues) -> PairValues:
+    """Return the larger p-value of each pair."""
+    return {pair: max(p, others[pair]) for pair, p in values.items() if pair in others}
 
 
 def _median(networks: Sequence[PairValues]) -> PairValues:

@@ -6,10 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from repsim.stores.store import ActivationStore
 from repsim.study.design import design
-from repsim.study.duplicates import NearDuplicates, near_duplicates
+from repsim.study import duplicates as module
+from repsim.study.duplicates import NearDuplicates, near_duplicates, pair_values
 from repsim.testing.examples import Array, append_features, unrelated_layers, write_network
 
 
@@ -199,3 +201,42 @@ def test_equal_texts_are_found_though_their_layers_differ_by_rounding(
     duplicates = near_duplicates(design([store]))
     assert duplicates.exact == 1
     assert (3, 7) in duplicates.pairs
+
+
+@pytest.mark.parametrize("spread", [1.0, 0.1, 0.001])
+def test_distances_are_those_of_differences_in_float64(rng: np.random.Generator, spread: float) -> None:
+    """Products in float32 lose the distances within tight groups, which are computed from differences."""
+    n, count = 300, 40
+    centres = rng.normal(size=(n // 10, 50))
+    x = torch.from_numpy(np.repeat(centres, 10, axis=0) + spread * rng.normal(size=(n, 50))).float()
+    x[1] = x[0]
+    x /= float(x.square().sum(1).mean().sqrt())
+    distances, neighbours = module._nearest(x, count)
+    exact = torch.cdist(x.double(), x.double(), compute_mode="donot_use_mm_for_euclid_dist").numpy()
+    np.fill_diagonal(exact, np.inf)
+    np.testing.assert_allclose(distances, np.sort(exact, axis=1)[:, :count], rtol=1e-5)
+    np.testing.assert_allclose(distances, np.take_along_axis(exact, neighbours, 1), rtol=1e-5)
+    assert distances[0, 0] == 0
+    assert neighbours[0, 0] == 1
+
+
+def test_layers_that_are_not_read_would_change_nothing(
+    tmp_path: Path, stack: ExitStack, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only the widest layer holds a pair of duplicates: two narrower ones of both networks say that it is none."""
+    shared = rng.normal(size=(200, 10))
+    layers = [append_features(unrelated_layers(rng, 200, 30, 20, 10), shared) for _ in range(2)]
+    for x, _, _ in layers:
+        x[9] = x[4] + 0.01
+    built, read = design(networks(stack, tmp_path, layers)), []
+
+    def noted(x: torch.Tensor, *rest: object) -> dict[tuple[int, int], float]:
+        read.append(x.shape[1])
+        return pair_values(x, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(module, "pair_values", noted)
+    assert not near_duplicates(built).pairs
+    assert read == [20, 20]
+    monkeypatch.setattr(module, "select", lambda values, n: {(0, 1)})  # as if pairs were left
+    assert near_duplicates(built).pairs
+    assert read == [20, 20, 20, 20, 30, 30]  # then no pair is left
