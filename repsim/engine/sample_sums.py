@@ -77,7 +77,7 @@ class ClassMeans:
 
 @dataclass(frozen=True, eq=False)
 class Panel:
-    """What tiles are made of, for the samples of a panel: features of each layer and, with classes, H."""
+    """Data from which tiles are made, of the samples of a panel: features of each layer and, with classes, H."""
 
     features: list[Float[Tensor, "rows p"]]
     by_class: list[Float[Tensor, "rows classes"]]
@@ -98,7 +98,7 @@ class Tiles:
 
     @property
     def weight(self) -> int:
-        """How often each entry is in the matrix, which is symmetric."""
+        """Number of times that each entry is in the matrix, which is symmetric."""
         return 1 if self.rows == self.columns else 2
 
 
@@ -281,7 +281,7 @@ class SampleSums(GramSweep):
 
     def _means_of_classes(self, k: int) -> ClassMeans:
         """Return the means of the classes of a layer in all samples, and in each subset."""
-        layer, sums, shifts = self.layers[k], self._cell_sums[k], self._class_offsets[k]
+        sums, shifts = self._cell_sums[k], self._class_offsets[k]
         members = torch.from_numpy(self._with_all).to(self._place, torch.float64)
         means = torch.einsum("sk,kcp->scp", members, sums) / self._class_sizes.clamp(min=1)[..., None]
         of_all = means[0] @ means[0].T - shifts[0] - shifts[0][:, None]

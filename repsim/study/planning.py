@@ -343,16 +343,18 @@ def _steps(made: StudyPlan, design: Design, memory: int) -> list[Step]:
     comparing = NOTHING
     for block in made.blocks:
         of_block = _sides(shape, design, block)
-        pairs = float(of_block.rows) * of_block.columns
+        pairs = float(of_block.rows) * of_block.columns  # of a diagonal block, too: products make both triangles
         products = float(n) ** 2 * pairs * (2 if not shape.grouped else 4) * shape.kinds
         grams = float(n) ** 2 * of_block.features * (3 * shape.kinds if shape.grouped else 1)
         entries = float(n) ** 2 / 2 * of_block.layers
-        again = 0.0 if made.kept else (-(-n // made.panel) + 1) / 2
-        comparing += Cost.of_products(grams + _SMALL_PRODUCTS * products, shape.itemsize)
+        again = (-(-n // made.panel) / (made.held - 1) + 1) / 2
+        of_classes = (again + 1 + shape.splits) * 2.0 * n * of_block.features * shape.classes
+        comparing += Cost.of_products(grams + of_classes + _SMALL_PRODUCTS * products, shape.itemsize)
         comparing += Cost(
-            added=entries * (1.0 + 1.0 * bool(shape.classes)) + n * pairs * _VALUES_PASSES * shape.conditions,
-            touched=(again + 1) * n * of_block.features,
-            read=again * n * of_block.features * shape.itemsize,
+            added=entries * (_ENTRY + _ENTRY_WITHIN * bool(shape.classes))
+            + n * pairs * _VALUES_PASSES * shape.conditions,
+            touched=(again + 2) * n * of_block.features,
+            read=0.0 if made.kept else (again + 2) * n * of_block.features * shape.itemsize,
         )
     steps.append(Step("comparing all layers", comparing, memory, "also without each sample, and on halves"))
     if len(design.trained) > 1:
@@ -366,7 +368,9 @@ def _steps(made: StudyPlan, design: Design, memory: int) -> list[Step]:
 
 _SMALL_PRODUCTS = 2.0
 """Time of a product of small matrices, relative to that of large ones."""
-_VALUES_PASSES = 6.0
+_ENTRY, _ENTRY_WITHIN = 8.0, 14.0
+"""Additions to a sum that take as long as centring and transposing an entry of a kernel, and one within classes."""
+_VALUES_PASSES = 60.0
 """Additions to a sum that take as long as evaluating a value without a sample, for one kind of control."""
 
 

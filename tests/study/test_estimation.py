@@ -267,7 +267,7 @@ def test_a_plan_fits_into_its_memory(case: Case) -> None:
 @pytest.mark.usefixtures("steady")
 def test_a_study_in_the_least_memory_equals_one_in_plenty(tmp_path: Path, tuned: Any) -> None:
     """Groups of single models, layers read again as needed, small panels."""
-    tuned(smallest_panel=16, panel=64, half_samples=8)
+    tuned(smallest_panel=16, panel=16, half_samples=8)
     with ExitStack() as stack:
         case = make(tmp_path, stack, n=80)
         stores, least = [member.store for member in case.design.members], least_memory(case)
