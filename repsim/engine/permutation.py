@@ -34,6 +34,7 @@ from repsim.metrics.recipes.groups import Groups
 from repsim.metrics.recipes.rows import cut, float64_device
 from repsim.runtime import tuning
 from repsim.runtime.progress import Progress, counter, spread
+from repsim.runtime.threads import map_in_threads
 
 _AT_ONCE = 64
 """Permutations whose small matrices are fetched from a GPU at once, as each fetch waits until the GPU has finished."""
@@ -186,22 +187,36 @@ def _debiased_and_normalised(
     n, groups = rows[0].n, common_groups([*rows, *columns])
     if measure.unbiased and groups is not None:
         within = _Within(rows, columns, groups)
-        for k in cut(len(orders), _AT_ONCE):
-            products = torch.stack([within.products(order) for order in orders[k].to(within.device)])
-            values[k] -= products.cpu().numpy()
+        values -= _by_order(within.products, orders, within.device)
     elif measure.unbiased:
         g, h = (
             torch.stack([layer.squared_norms for layer in side]).to(float64_device(rows[0].device))
             for side in (rows, columns)
         )
-        for k in cut(len(orders), _AT_ONCE):
-            products = torch.stack([g @ h[:, order].T for order in orders[k].to(h.device)])
-            values[k] -= n / (n - 2) * products.cpu().numpy()
+        samples = h.T.contiguous()
+        values -= n / (n - 2) * _by_order(lambda order: g @ samples[order], orders, h.device)
         values += (torch.outer(g.sum(1), h.sum(1)) / ((n - 1) * (n - 2))).cpu().numpy()
     if measure.normalised:
         values /= np.array([_norm(layer, measure) for layer in rows])[:, None]
         values /= np.array([_norm(layer, measure) for layer in columns])
     return measure.finish(values)
+
+
+def _by_order(
+    function: Callable[[Int64[Tensor, " n"]], Float64[Tensor, "rows columns"]],
+    orders: Int64[Tensor, "count n"],
+    device: torch.device,
+    step: Callable[[], None] = lambda: None,
+) -> Float64[np.ndarray, "count rows columns"]:
+    """Return the small matrices of all permutations: on a CPU each is computed by one thread."""
+    parts = []
+    for k in cut(len(orders), _AT_ONCE):
+        of_run = list(orders[k].to(device))
+        matrices = map_in_threads(function, of_run) if device.type == "cpu" else [function(order) for order in of_run]
+        parts.append(torch.stack(matrices))
+        for _ in of_run:
+            step()
+    return torch.cat([part.cpu() for part in parts]).numpy()
 
 
 class _Within:
@@ -285,12 +300,13 @@ def _from_directions(
     C, D = (torch.cat([layer.features.loadings for layer in side], 1) for side in (rows, columns))  # type: ignore[attr-defined]
     of_rows, of_columns = (_membership(side).to(Q) for side in (rows, columns))
     step = counter(len(orders), progress)
-    values = torch.empty(len(orders), len(rows), len(columns), dtype=Q.dtype, device=Q.device)
-    for k, order in enumerate(orders.to(Q.device)):
+
+    def of_order(order: Int64[Tensor, " n"]) -> Float64[Tensor, "rows columns"]:
         squares = (C.T @ (Q.T @ Q[order]) @ D).square_()
-        values[k] = of_rows @ squares @ of_columns.T
-        step()
-    return _debiased_and_normalised(values.cpu().numpy(), rows, columns, measure, orders)
+        return of_rows @ squares @ of_columns.T
+
+    values = _by_order(of_order, orders, Q.device, step)
+    return _debiased_and_normalised(values, rows, columns, measure, orders)
 
 
 def _norm(layer: Gram, measure: GramMetric[Any]) -> float:

@@ -1,20 +1,27 @@
 """Truncate layers to their leading principal components: few features with nearly the same Gram matrix."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
-from jaxtyping import Float64
+from jaxtyping import Float32, Float64
 from torch import Tensor
 
 from repsim.errors import InvalidInputError
 from repsim.metrics.recipes.gram import Gram
 from repsim.metrics.recipes.products import covariance, inner_products
-from repsim.metrics.recipes.rows import Centred, cut, float64_device
+from repsim.metrics.recipes.rows import Centred, Rows, cut, float64_device
+from repsim.runtime import tuning
+from repsim.runtime.threads import map_in_threads
 
 _RUN = 2048
-"""Samples that are converted to float64 at once."""
+"""Samples that are multiplied, or converted to float64, at once."""
+_LARGEST_SHARE = 0.9999
+"""Largest share for which products in float32, whose errors are about 1e-6 of ||K||^2, are exact enough."""
+_ROUNDS, _CONVERGED = 12, 1e-7
+"""Products of a subspace with C, at most, and the share of the energy by which the last one has to increase it."""
 
 
 def truncate(gram: Gram, share: float = 0.9999) -> Gram:
@@ -38,8 +45,8 @@ def truncate(gram: Gram, share: float = 0.9999) -> Gram:
     Returns
     -------
     Gram
-        The truncated layer in the dtype of the layer. The components are computed in float64, from the eigenvectors of
-        X'X or XX', whichever is smaller.
+        The truncated layer in the dtype of the layer. The components are computed from the eigenvectors of X'X or XX',
+        whichever is smaller: in float64, or, for large layers in float32, by `leading_components`.
 
     Raises
     ------
@@ -61,16 +68,71 @@ def truncate(gram: Gram, share: float = 0.9999) -> Gram:
     place = gram.squared_norms.device
     x = Centred(gram.features, torch.zeros(gram.p, dtype=torch.float64, device=place), 1.0, torch.float64)
     narrow = gram.p <= gram.n
-    values, vectors = torch.linalg.eigh(covariance(x) if narrow else inner_products(x), UPLO="U")
+    if gram.dtype == torch.float32 and share <= _LARGEST_SHARE and min(gram.n, gram.p) >= tuning.current().squared_from:
+        values, vectors = leading_components(_products(gram.features, narrow=narrow), share)
+    else:
+        values, vectors = _leading(covariance(x) if narrow else inner_products(x), share)
+    if narrow:
+        vectors = vectors.to(gram.device, gram.dtype)
+        features = torch.cat([gram.features[i] @ vectors for i in cut(gram.n, _RUN)])
+    else:
+        features = (vectors * values.sqrt()).to(gram.device, gram.dtype)
+    squared_norms = features.to(place, torch.float64).square().sum(1)
+    return dataclasses.replace(gram, features=features, squared_norms=squared_norms).grouped(gram.groups)
+
+
+def _products(x: Rows, *, narrow: bool, block: int = 512) -> Float32[Tensor, "m m"]:
+    """Return X'X, or XX', of centred features in their dtype."""
+    n, p = x.shape
+    m = p if narrow else n
+    C = torch.zeros(m, m, dtype=x.dtype, device=x.device)
+    panels = list(cut(n, _RUN if narrow else block))
+    for k, i in enumerate(panels):
+        rows = x[i]
+        if narrow:
+            for j in cut(p, block):
+                C[j, j.start :].addmm_(rows[:, j].T, rows[:, j.start :])
+        else:
+            for other in panels[k:]:
+                torch.mm(rows, x[other].T, out=C[i, other])
+    upper = C.triu_()
+    return upper + upper.T - torch.diag(upper.diagonal())
+
+
+def leading_components(C: Float32[Tensor, "m m"], share: float) -> tuple[Float64[Tensor, " r"], Float64[Tensor, "m r"]]:
+    """Return the fewest leading eigenvalues that have this share of ||C||^2, with vectors; C is positive semidefinite.
+
+    They are those of a subspace that is multiplied by C until its energy no longer increases. With orthonormal columns
+    V, ||V'CV||^2 is never more than ||C||^2, whatever V is: what is kept is certain, as ||C||^2 is known. If more
+    components are needed than such a space can hold, all are computed.
+
+    References
+    ----------
+    Halko, Martinsson, Tropp. Finding structure with randomness. SIAM Review 2011.
+    """
+    width = max(64, len(C) // 8)
+    needed = share * float(C.double().square().sum())
+    V = torch.randn(len(C), width, generator=torch.Generator().manual_seed(0)).to(C)
+    before = 0.0
+    for _ in range(_ROUNDS):
+        V = torch.linalg.qr(C @ V).Q
+        values, vectors = torch.linalg.eigh((V.T @ (C @ V)).double())
+        energy = values.flip(0).square().cumsum(0)
+        r = int((energy < needed).sum()) + 1
+        if r > width // 2:
+            break
+        if float(energy[r - 1]) - before < _CONVERGED * needed:
+            return values.flip(0)[:r], V.double() @ vectors.flip(1)[:, :r]
+        before = float(energy[r - 1])
+    return _leading(C.double(), share)
+
+
+def _leading(C: Float64[Tensor, "m m"], share: float) -> tuple[Float64[Tensor, " r"], Float64[Tensor, "m r"]]:
+    """Return the same from all eigenvalues and vectors of C; its upper triangle is read."""
+    values, vectors = torch.linalg.eigh(C, UPLO="U")
     values, vectors = values.flip(0).clamp(min=0), vectors.flip(1)
     r = _components_to_keep(values, share)
-    if narrow:
-        features = torch.cat([x.exact(i) @ vectors[:, :r] for i in cut(gram.n, _RUN)])
-    else:
-        features = vectors[:, :r] * values[:r].sqrt()
-    rounded = features.to(gram.device, gram.dtype)
-    squared_norms = rounded.to(features).square().sum(1)
-    return dataclasses.replace(gram, features=rounded, squared_norms=squared_norms).grouped(gram.groups)
+    return values[:r], vectors[:, :r]
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,7 +192,7 @@ def truncate_jointly(grams: Sequence[Gram], share: float = 0.9999) -> list[Gram]
     >>> a.features.directions is b.features.directions, a.features.directions.shape[1] < a.p + b.p
     (True, True)
     """
-    truncated = [truncate(gram, share) for gram in grams]
+    truncated = _each(partial(truncate, share=share), grams)
     place = float64_device(truncated[0].device)
     features = [gram.features[:].to(place, torch.float64) for gram in truncated]
     features = [x / torch.linalg.matrix_norm(x.T @ x).sqrt() for x in features]
@@ -155,6 +217,15 @@ def truncate_jointly(grams: Sequence[Gram], share: float = 0.9999) -> list[Gram]
         norms = torch.cat([low_rank[i].square().sum(1) for i in cut(gram.n, _RUN)]).to(gram.squared_norms)
         layers.append(dataclasses.replace(gram, features=low_rank, squared_norms=norms).grouped(gram.groups))
     return layers
+
+
+def _each(function: Callable[[Gram], Gram], grams: Sequence[Gram]) -> list[Gram]:
+    """Call the function with every layer: on a CPU in threads, the largest layers first."""
+    if grams[0].device.type != "cpu":
+        return [function(gram) for gram in grams]
+    order = sorted(range(len(grams)), key=lambda k: -grams[k].p)
+    results = dict(zip(order, map_in_threads(function, [grams[k] for k in order]), strict=True))
+    return [results[k] for k in range(len(grams))]
 
 
 def _components_to_keep(values: Float64[Tensor, " m"], share: float) -> int:

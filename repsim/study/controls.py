@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from repsim.labels import CHARACTERS, EMBEDDINGS, INPUT, INPUTS, STATISTICS, TOKENS, VALUES
 from repsim.metrics.recipes.groups import Groups
-from repsim.runtime.progress import Progress, counter
+from repsim.runtime.progress import Progress, counter, sharing
+from repsim.runtime.threads import map_in_threads
 from repsim.stores.alignment import AlignedView
 from repsim.stores.store import ActivationStore
 from repsim.study.design import Design
@@ -70,9 +71,12 @@ def inputs(
     kinds = [values.dtype for store in stores for key in INPUTS if (values := store.control(*key)) is not None]
     dtype = np.float64 if np.float64 in kinds else np.float32
     selected = select(candidates, most=most or MOST)
-    step, made = counter(len(selected), progress), []
-    for kernel in selected:
-        made.append(Control(kernel.name, kernel.features().astype(dtype), seen))
+    step = counter(len(selected), progress)
+    with sharing(step):
+        features = map_in_threads(lambda kernel: kernel.features().astype(dtype), selected)
+    made = []
+    for kernel, values in zip(selected, features, strict=True):
+        made.append(Control(kernel.name, values, seen))
         step()
     return made
 

@@ -17,8 +17,12 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
-from jaxtyping import Float64, Int64
+import torch
+from jaxtyping import Float, Float64, Int64
 from scipy.linalg.lapack import dpstrf
+
+from repsim.metrics.recipes.rows import cut
+from repsim.runtime.threads import map_in_threads
 
 Matrix = Float64[np.ndarray, "a b"]
 
@@ -45,6 +49,8 @@ _GAINS = (0.5, 1.0, 2.0, 4.0)
 _BIASES = (0.1, 0.5)
 _DEPTHS = (1, 2, 3)
 _POWERS = (2, 3, 4)
+_AT_ONCE = 64
+"""Samples whose kernel with all landmarks is computed at once, few enough for the cache."""
 _FILTERS = 128
 _SMALLEST_PICTURE = 5
 """Height and width at which two layers of 3 x 3 filters fit."""
@@ -206,13 +212,14 @@ class Candidate:
         """Return the kernel of the samples at ``rows`` with those at ``columns``."""
         return self.kernel(products(self.x[rows], self.x[columns]))
 
-    def features(self) -> Float64[np.ndarray, "n r"]:
+    def features(self) -> Float[np.ndarray, "n r"]:
         """Return features whose inner products are the kernel: exactly, or beyond `EXACT` samples approximately.
 
         A linear kernel has the features themselves. Up to 2,000 samples, the pivoted Cholesky factor of the matrix is
         a square root of it up to rounding errors. Beyond, it is the Nystrom approximation K_nL K_LL^-1 K_Ln with 1,024
         landmarks L, a random choice with a fixed seed, as the samples may be sorted by class (Williams & Seeger 2001),
-        without the components that together have less than 1e-6 of the energy of the kernel.
+        without the components that together have less than 1e-6 of the energy of the kernel. Its last product is in
+        float32: the errors are far below what the approximation leaves out.
         It is a kernel of the input like any other; docs/input-controls.md has the similarity to the exact kernels.
         """
         if isinstance(self.kernel, Linear):
@@ -221,16 +228,20 @@ class Candidate:
         if len(every) <= EXACT:
             return root(self.matrix(every, every))
         landmarks = _random_subset(len(every), RANK)
-        inverse = _inverse_root(self.matrix(landmarks, landmarks))
-        F = self.matrix(every, landmarks) @ inverse
+        inverse = torch.from_numpy(_inverse_root(self.matrix(landmarks, landmarks))).float()
+        F = torch.empty(len(every), inverse.shape[1])
+        for run in cut(len(every), _AT_ONCE):
+            torch.mm(torch.from_numpy(self.matrix(every[run], landmarks)).float(), inverse, out=F[run])
         # the columns are nearly orthogonal, in the order of the eigenvalues: their energies are squares of their norms
-        energy = np.square(np.square(F - F.mean(0)).sum(0))
-        return np.ascontiguousarray(F[:, np.cumsum(energy) > _NEGLIGIBLE * energy.sum()])
+        squares = sum(F[run].double().square().sum(0) for run in cut(len(every), _AT_ONCE))
+        energy = (squares - F.sum(0, dtype=torch.float64).square() / len(F)).square().numpy()
+        return np.ascontiguousarray(F.numpy()[:, np.cumsum(energy) > _NEGLIGIBLE * energy.sum()])
 
 
 def products(x: Float64[np.ndarray, "a p"], y: Float64[np.ndarray, "b p"]) -> Products:
     """Return the inner products and squared norms of the rows of x and of y."""
-    return Products(x @ y.T, (x**2).sum(1), (y**2).sum(1))
+    cross = torch.from_numpy(x) @ torch.from_numpy(y).T  # numpy would use all threads in each thread
+    return Products(cross.numpy(), (x**2).sum(1), (y**2).sum(1))
 
 
 def scaled(x: Float64[np.ndarray, "n p"]) -> Float64[np.ndarray, "n p"]:
@@ -450,20 +461,18 @@ def _unit_kernels(
 ) -> tuple[list[Candidate], Float64[np.ndarray, "c pairs"]]:
     """Return the U-centred kernels on some samples as unit vectors, without those that are constant."""
     upper = np.triu_indices(len(sample), 1)
-    usable: list[Candidate] = []
-    vectors: list[Float64[np.ndarray, " pairs"]] = []
-    x, pairs = None, None
-    for candidate in candidates:
-        if candidate.x is not x or pairs is None:
-            x = candidate.x
-            pairs = products(x[sample], x[sample])
-        K = candidate.kernel(pairs)
+    pairs = {id(x): products(x[sample], x[sample]) for x in {id(c.x): c.x for c in candidates}.values()}
+
+    def unit(candidate: Candidate) -> Float64[np.ndarray, " pairs"] | None:
+        K = candidate.kernel(pairs[id(candidate.x)])
         vector = u_centred(K)[upper]
-        norm = float(np.linalg.norm(vector))
-        if norm > _FAINT * np.sqrt(len(vector)) * np.abs(np.diagonal(K)).mean():
-            usable.append(candidate)
-            vectors.append(vector / norm)
-    return usable, np.array(vectors).reshape(len(usable), -1)
+        norm = np.sqrt(np.square(vector).sum())
+        varies = norm > _FAINT * np.sqrt(len(vector)) * np.abs(np.diagonal(K)).mean()
+        return np.asarray(vector / norm) if varies else None
+
+    units = map_in_threads(unit, candidates)
+    usable = [candidate for candidate, vector in zip(candidates, units, strict=True) if vector is not None]
+    return usable, np.array([vector for vector in units if vector is not None]).reshape(len(usable), -1)
 
 
 def u_centred(K: Float64[np.ndarray, "n n"]) -> Float64[np.ndarray, "n n"]:
@@ -499,7 +508,7 @@ def root(K: Float64[np.ndarray, "n n"]) -> Float64[np.ndarray, "n r"]:
 
 def _inverse_root(K: Float64[np.ndarray, "r r"]) -> Float64[np.ndarray, "r s"]:
     """Return B with B B' = K^+, without the eigenvectors that are rounding errors."""
-    values, vectors = np.linalg.eigh(K)
+    values, vectors = (part.numpy() for part in torch.linalg.eigh(torch.from_numpy(K)))
     kept = values > _ROUNDING * values[-1]
     return np.asarray(vectors[:, kept] / np.sqrt(values[kept]))
 

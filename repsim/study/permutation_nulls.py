@@ -8,14 +8,15 @@ by the same permutation, which keeps the similarities of layers within a network
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any
+from functools import cached_property, partial
 
 import numpy as np
+import torch
 from jaxtyping import Float64, Int64
 
-from repsim.runtime import interrupts, tuning
+from repsim.runtime import tuning
 from repsim.runtime.progress import Progress, counter, report_share
+from repsim.runtime.threads import map_in_threads
 from repsim.study.blocks import Block
 from repsim.study.design import Design, Pair
 from repsim.study.gram_passes import Kernels, permuted_values
@@ -94,6 +95,16 @@ class Reduced:
     def plain(self) -> Kernels:
         """Kernels that are permuted as they are, or cut to leading components if there are many samples."""
         return reduced_kernels(self.kernels, self.models)
+
+    def residuals(self, count: int) -> "_Residuals":
+        """Return the residual kernels of a random part of the samples, small enough for ``count`` permutations."""
+        if count not in self._residuals:
+            self._residuals[count] = _Residuals(self, count)
+        return self._residuals[count]
+
+    @cached_property
+    def _residuals(self) -> "dict[int, _Residuals]":
+        return {}
 
     @property
     def models(self) -> list[str]:
@@ -233,40 +244,55 @@ class _Partial:
         self._part, self._draw, self._count = part, draw, count
 
     @cached_property
-    def _ready(self) -> tuple[Any, ...] | None:
-        part = self._part
-        kernels, samples = _random_part(part, self._count)
-        orders = self._draw(kernels, samples)
-        Z, n = kernels.positions.get("input", np.zeros(0, int)), kernels.n
-        if not len(orders) or not len(Z):
-            return None
-        units = kernels.unit_kernels().reshape(len(kernels.names), -1)
-        beta, energy = _projection(units @ units.T, Z)
-        layers = np.concatenate([kernels.positions[name] for name in part.models])
-        residuals = (units[layers] - beta[:, layers].T @ units[Z]) / np.sqrt(energy[layers])[:, None]
-        place = {k: i for i, k in enumerate(layers.tolist())}
-        positions = {name: np.array([place[k] for k in kernels.positions[name].tolist()], int) for name in part.models}
-        i, j = np.triu_indices(n, 1)  # the diagonal is 0, and the matrices are symmetric
-        left = np.ascontiguousarray(np.float32(residuals[:, i * n + j]))
-        right = np.ascontiguousarray(np.float32(residuals.T))  # the layers of an entry lie side by side
-        return orders, positions, left, right, i, j, n
+    def _ready(self) -> "tuple[Int64[np.ndarray, 'count n'], _Residuals] | None":
+        residuals = self._part.residuals(self._count)
+        orders = self._draw(residuals.kernels, residuals.samples)
+        return (orders, residuals) if len(orders) and residuals.layers else None
 
     def __call__(self, run: slice) -> Float64[np.ndarray, " values"]:
         if self._ready is None:
             return np.full(2 * len(self._part.pairs) * (1 + run.stop - run.start), np.nan)
-        orders, positions, left, right, i, j, n = self._ready
-        tables = [2 * (left @ right[i * n + j]).astype(np.float64)]
-        for k, order in enumerate(orders[run]):
-            tables.append(2 * (left @ right[order[i] * n + order[j]]).astype(np.float64))
-            report_share(k, len(orders))
-            interrupts.check()
-        values = np.stack(tables)
+        orders, residuals = self._ready
+        orders = np.concatenate([np.arange(orders.shape[1])[None], orders[run]])
+        values = np.stack(map_in_threads(residuals.products, list(torch.from_numpy(orders))))
         of_pairs = []
         for pair in self._part.pairs:
-            a, b = positions[pair.a.name], positions[pair.b.name]
-            defined = len(a) and len(b)
-            of_pairs.append(statistics(values[:, a[:, None], b]) if defined else np.full((len(values), 2), np.nan))
+            block = values[:, residuals.rows[pair.a.name]][:, :, residuals.columns[pair.b.name]]
+            of_pairs.append(statistics(block) if block.size else np.full((len(values), 2), np.nan))
         return np.stack(of_pairs, 1).ravel()
+
+
+class _Residuals:
+    """Residual kernels of a random part of the samples, of the first and of the second models of all pairs."""
+
+    def __init__(self, part: Reduced, count: int) -> None:
+        self.kernels, self.samples = kernels, _ = _random_part(part, count)
+        Z, n = kernels.positions.get("input", np.zeros(0, int)), kernels.n
+        names = [list(dict.fromkeys(getattr(pair, side).name for pair in part.pairs)) for side in "ab"]
+        self.rows, self.columns = map(partial(_places, kernels), names)
+        layers = [np.concatenate([kernels.positions[name] for name in of_side]) for of_side in names]
+        self.layers = len(Z) and all(map(len, layers))
+        """Whether there are controls, and layers of both sides."""
+        if not self.layers:
+            return
+        units = kernels.unit_kernels().reshape(len(kernels.names), -1)
+        beta, energy = _projection(units @ units.T, Z)
+        left, right = (np.float32((units[k] - beta[:, k].T @ units[Z]) / np.sqrt(energy[k])[:, None]) for k in layers)
+        i, j = torch.triu_indices(n, n, 1)  # the diagonal is 0, and the matrices are symmetric
+        self._i, self._j, self._n = i, j, n
+        self._left = torch.from_numpy(left)[:, i * n + j].contiguous()
+        self._right = torch.from_numpy(right).T.contiguous()  # the layers of an entry lie side by side
+
+    def products(self, order: Int64[torch.Tensor, " n"]) -> Float64[np.ndarray, "rows columns"]:
+        """Return the inner products of the rows with the columns, whose samples are permuted."""
+        permuted = self._right.index_select(0, order[self._i] * self._n + order[self._j])
+        return 2 * (self._left @ permuted).double().numpy()
+
+
+def _places(kernels: Kernels, names: Sequence[str]) -> dict[str, Int64[np.ndarray, " layers"]]:
+    """Return the places of the layers of each model among those of all."""
+    ends = np.cumsum([len(kernels.positions[name]) for name in names])
+    return {name: np.arange(end - len(kernels.positions[name]), end) for name, end in zip(names, ends, strict=True)}
 
 
 def _random_part(part: Reduced, count: int) -> tuple[Kernels, Int64[np.ndarray, " part"]]:

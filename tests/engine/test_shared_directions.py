@@ -1,12 +1,13 @@
 """Test that truncated layers keep their Gram matrices up to the stated error bound."""
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
 
-from repsim.engine.shared_directions import LowRankFeatures, truncate, truncate_jointly
+from repsim.engine.shared_directions import LowRankFeatures, leading_components, truncate, truncate_jointly
 from repsim.errors import InvalidInputError
 from repsim.metrics import get
 from repsim.metrics.base import Array, as_samples
@@ -77,6 +78,38 @@ def test_share_1_keeps_the_layer(rng: np.random.Generator) -> None:
 
 def test_one_direction_is_one_feature(rng: np.random.Generator) -> None:
     assert truncate(prepared(np.outer(rng.normal(size=30), np.arange(1, 5)))).p == 1
+
+
+@pytest.mark.parametrize("share", [0.9, 0.999, 0.9999])
+@pytest.mark.parametrize("power", [0.0, 0.3, 1.0, 2.0])
+def test_leading_components_are_those_of_a_full_decomposition(
+    rng: np.random.Generator, power: float, share: float
+) -> None:
+    """Spectra that hardly decrease need more components than the subspace holds, and are decomposed completely."""
+    Q = np.linalg.qr(rng.normal(size=(300, 300)))[0]
+    C = torch.from_numpy((Q * np.arange(1, 301.0) ** -power) @ Q.T).float()
+    exact = np.linalg.eigvalsh(C.double().numpy())[::-1]
+    r = int((np.square(exact).cumsum() < share * np.square(exact).sum()).sum()) + 1
+    values, vectors = leading_components(C, share)
+    assert vectors.shape == (300, r)
+    np.testing.assert_allclose(values.numpy(), exact[:r], rtol=1e-3)
+    torch.testing.assert_close(vectors.T @ vectors, torch.eye(r, dtype=torch.float64), rtol=0, atol=1e-5)
+    kept = float((vectors.T @ C.double() @ vectors).square().sum())
+    assert kept == pytest.approx(np.square(exact[:r]).sum(), rel=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(90, 60), (60, 90)])
+def test_large_layers_are_truncated_as_small_ones(
+    rng: np.random.Generator, shape: tuple[int, int], tuned: Callable[..., None]
+) -> None:
+    layer = prepared(decaying(rng, *shape).astype(np.float32))
+    expected, everything = truncate(layer, 0.999), truncate(layer, 1.0)
+    tuned(squared_from=50)
+    reduced = truncate(layer, 0.999)
+    assert reduced.p == expected.p
+    K, K_r = (g.features[:].double() @ g.features[:].double().T for g in (expected, reduced))
+    torch.testing.assert_close(K_r, K, rtol=0, atol=2e-4 * float(K.abs().max()))
+    assert torch.equal(truncate(layer, 1.0).features[:], everything.features[:])  # in float64, whatever its size
 
 
 def test_other_kernels_and_shares_are_refused(rng: np.random.Generator) -> None:

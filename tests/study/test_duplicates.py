@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from repsim.stores.store import ActivationStore
-from repsim.study.design import design
 from repsim.study import duplicates as module
+from repsim.study.design import design
 from repsim.study.duplicates import NearDuplicates, near_duplicates, pair_values
 from repsim.testing.examples import Array, append_features, unrelated_layers, write_network
 
@@ -237,6 +237,6 @@ def test_layers_that_are_not_read_would_change_nothing(
     monkeypatch.setattr(module, "pair_values", noted)
     assert not near_duplicates(built).pairs
     assert read == [20, 20]
-    monkeypatch.setattr(module, "select", lambda values, n: {(0, 1)})  # as if pairs were left
+    monkeypatch.setattr(module, "select", lambda *_: {(0, 1)})  # as if pairs were left
     assert near_duplicates(built).pairs
     assert read == [20, 20, 20, 20, 30, 30]  # then no pair is left

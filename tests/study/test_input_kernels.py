@@ -133,6 +133,21 @@ def test_beyond_the_limit_features_are_approximate(rng: np.random.Generator, mon
         np.testing.assert_array_equal(first, second)
 
 
+def test_products_in_float32_change_approximate_features_little(
+    rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(input_kernels, "EXACT", 200)
+    monkeypatch.setattr(input_kernels, "RANK", 100)
+    monkeypatch.setattr(input_kernels, "_AT_ONCE", 70)
+    every, landmarks = np.arange(300), input_kernels._random_subset(300, 100)
+    for candidate in of_pixels(rng.normal(size=(300, 2, 3))):
+        across = candidate.matrix(every, landmarks)
+        K = across @ np.linalg.pinv(candidate.matrix(landmarks, landmarks), rcond=1e-9, hermitian=True) @ across.T
+        F = candidate.features().astype(np.float64)
+        if not isinstance(candidate.kernel, Linear):
+            assert unit_kernel(F) @ unit_kernel(root(K)) > 1 - 1e-5
+
+
 # Selection
 
 
