@@ -53,26 +53,19 @@ class Products:
 
 @dataclass(frozen=True, eq=False)
 class ClassMeans:
-    """Means of the classes of one layer, in the dtype of its features; in all samples first, and then in subsets."""
+    """Means of the classes of one layer over all samples."""
 
-    means: Float[Tensor, "subsets classes p"]
-    offsets: Float[Tensor, "subsets classes"]
+    means: Float[Tensor, "classes p"]
+    offsets: Float[Tensor, " classes"]
     """Mean offset of each class."""
-    of_all: Float[Tensor, "classes classes"]
-    """M of all samples."""
-    own: Float[Tensor, "subsets classes"]
-    """M of each class with itself."""
+    products: Float[Tensor, "classes classes"]
+    """M."""
 
     def centred(
-        self, x: Float[Tensor, "rows p"], c: Int64[Tensor, " rows"], o: Tensor
+        self, x: Float[Tensor, "rows p"], c: Int64[Tensor, " rows"], o: Float[Tensor, " rows"]
     ) -> Float[Tensor, "rows classes"]:
         """Return H of some samples of the classes ``c``, with the offsets ``o``."""
-        return (x @ self.means[0].T).sub_(o[:, None]).sub_(self.offsets[0]).sub_(self.of_all[c], alpha=0.5)
-
-    @property
-    def without_subsets(self) -> "ClassMeans":
-        """The means in all samples only."""
-        return ClassMeans(self.means[:1].clone(), self.offsets[:1], self.of_all, self.own[:1])
+        return (x @ self.means.T).sub_(o[:, None]).sub_(self.offsets).sub_(self.products[c], alpha=0.5)
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,6 +93,12 @@ class Tiles:
     def weight(self) -> int:
         """Number of times that each entry is in the matrix, which is symmetric."""
         return 1 if self.rows == self.columns else 2
+
+
+Runs = Sequence[tuple[slice, Int64[np.ndarray, " subsets"]]]
+"""Runs of samples of one cell, and the subsets that have them."""
+Work = Callable[[], list[tuple[str, Any, Sequence[Tensor]]]]
+"""Work of a thread; returns sums of pairs, and of each layer with itself, with their name and place in the sums."""
 
 
 class SampleSums(GramSweep):
@@ -191,10 +190,11 @@ class SampleSums(GramSweep):
         """All samples, and then the subsets, as cells."""
         self._members = torch.from_numpy(self._with_all[:, np.asarray(cells, np.int64)]).to(self._place)
         """Whether each sample is in all samples, and in each subset."""
-        self._cell_sums: list[Float64[Tensor, "cells classes p"]] = []
         self._means: list[ClassMeans] = []
         self._own_class = torch.empty(0)
         """H of each sample's own class, (layers, subsets, n), centred within the classes of each subset; 0 outside."""
+        self._own_products = torch.empty(0)
+        """M of each class with itself, (subsets, layers, classes)."""
         self._sums_of_products = torch.empty(0)
         """sum_j x_i'x_j over the samples j of all samples, and of each subset, (layers, subsets, n)."""
         self._mean_sums: list[tuple[Float64[np.ndarray, "rows columns"], Float64[np.ndarray, " layers"]]] = []
@@ -252,19 +252,21 @@ class SampleSums(GramSweep):
         own = range(len(self.layers))[part(len(self.layers))]
         sums = dict(zip(own, self._in_threads(self._sum_features, [self.layers[k] for k in own]), strict=True))
         exchanged = {k: values for part_of in gather(sums) for k, values in part_of.items()}
-        self._cell_sums = [exchanged[k].to(self._place) for k in range(len(self.layers))]
+        cell_sums = [exchanged.pop(k).to(self._place) for k in range(len(self.layers))]
         shape = len(self.layers), len(self._members), self._n
         self._sums_of_products = torch.empty(shape, dtype=torch.float64, device=self._place)
         weights = torch.from_numpy(self._with_all).to(self._place, torch.float64)
-        totals = [
-            torch.einsum("sk,kcp->ps", weights, sums).to(self.device, self.dtype)
-            for layer, sums in zip(self.layers, self._cell_sums, strict=True)
-        ]
-        means = None
+        totals = [(weights @ sums.sum(1)).T.to(self.device, self.dtype) for sums in cell_sums]
+        means: list[ClassMeans] = []
         if self._classes is not None:
-            means = self._in_threads(self._means_of_classes, range(len(self.layers)))
-            self._mean_sums = [self._mean_products(s, means) for s in range(len(self._members))]
             self._own_class = torch.zeros(shape, dtype=self.dtype, device=self.device)
+            self._own_products = torch.empty(
+                len(self._members), len(self.layers), self._classes.count, dtype=self.dtype, device=self.device
+            )
+            self._mean_sums = [self._mean_products(s, cell_sums) for s in range(len(self._members))]
+            means = [self._means_of_classes(k, sums) for k, sums in enumerate(cell_sums)]
+        for k, sums in enumerate(cell_sums):
+            cell_sums[k] = sums.to(self.device, self.dtype)
         mine = range(len(self._panels_of))[part(len(self._panels_of))]
         features: Iterator[Panel] = (self._rows(panel) for panel in range(len(self._panels_of)))
         if not all(draw.in_memory for draw in self.draws):
@@ -272,86 +274,88 @@ class SampleSums(GramSweep):
         for panel, read in enumerate(features):
             i, x = self._panels_of[panel], read.features
             self._in_threads(partial(self._sum_products, i, x, totals), self._widest_first)
-            if means is not None:
-                self._centre_by_class(i, x, means, add=panel in mine)
-        self._cell_sums = []
-        self._means = [of_layer.without_subsets for of_layer in means or ()]
-        del means
+            if self._classes is not None:
+                self._centre_by_class(i, x, cell_sums, add=panel in mine)
+        self._means = means
+        del cell_sums
         release_free_heap()
 
-    def _means_of_classes(self, k: int) -> ClassMeans:
-        """Return the means of the classes of a layer in all samples, and in each subset."""
-        sums, shifts = self._cell_sums[k], self._class_offsets[k]
-        members = torch.from_numpy(self._with_all).to(self._place, torch.float64)
-        means = torch.einsum("sk,kcp->scp", members, sums) / self._class_sizes.clamp(min=1)[..., None]
-        of_all = means[0] @ means[0].T - shifts[0] - shifts[0][:, None]
-        own = means.square().sum(2) - 2 * shifts
-        return ClassMeans(*(values.to(self.device, self.dtype) for values in (means, shifts, of_all, own)))
+    def _means_of_classes(self, k: int, sums: Float64[Tensor, "cells classes p"]) -> ClassMeans:
+        """Return the means of the classes of a layer."""
+        means, shifts = sums.sum(0) / self._class_sizes[0, :, None].clamp(min=1), self._class_offsets[k, 0]
+        products = means @ means.T - shifts - shifts[:, None]
+        return ClassMeans(*(values.to(self.device, self.dtype) for values in (means, shifts, products)))
 
     def _sum_products(self, i: slice, x: Sequence[Tensor], totals: Sequence[Tensor], k: int) -> None:
         """Sum the products of the samples of a panel with all samples, and with those of each subset."""
         self._sums_of_products[k][:, self._order[i].to(self._place)] = (x[k] @ totals[k]).T.to(self._sums_of_products)
 
-    def _centre_by_class(self, i: slice, x: Sequence[Tensor], means: Sequence[ClassMeans], *, add: bool) -> None:
+    def _centre_by_class(self, i: slice, x: Sequence[Tensor], sums: Sequence[Tensor], *, add: bool) -> None:
         """Compute H of each sample's own class, and ``add`` what depends on G of these samples to the sums."""
         assert self._classes is not None, "there are classes"
         layers, classes = len(self.layers), self._classes.count
-        for cell, of_cell in self._cell_runs(i):
-            subsets = np.flatnonzero(self._with_all[:, cell])
-            size = max(1, 2**24 // (layers * classes * len(subsets)))
-            for rows in cut(of_cell.stop - of_cell.start, size, of_cell.start):
-                place = slice(i.start + rows.start, i.start + rows.stop)
-                shape = layers, rows.stop - rows.start, len(subsets), classes
-                G = torch.empty(shape, dtype=self.dtype, device=self.device)
-                self._in_threads(
-                    lambda k: self._means_by_class(place, subsets, x[k][rows], k, means=means[k], out=G[k]),  # noqa: B023
-                    self._widest_first,
-                )
-                if add:
-                    self._add_class_means(place, subsets, G)
+        for rows in cut(i.stop - i.start, max(1, 2**24 // (layers * classes * len(self._members))), 0):
+            place = slice(i.start + rows.start, i.start + rows.stop)
+            runs = [(run, np.flatnonzero(self._with_all[:, cell])) for cell, run in self._cell_runs(place)]
+            means = [
+                torch.empty(layers, run.stop - run.start, len(of), classes, dtype=self.dtype, device=self.device)
+                for run, of in runs
+            ]
+            self._in_threads(
+                lambda k: self._means_by_class(place, runs, k, x[k][rows] @ sums[k].flatten(0, 1).T, means),  # noqa: B023
+                self._widest_first,
+            )
+            if add:
+                self._add_class_means(place, runs, means)
 
     def _means_by_class(
         self,
         i: slice,
-        subsets: Int64[np.ndarray, " chosen"],
-        x: Float[Tensor, "rows p"],
+        runs: Runs,
         k: int,
-        *,
-        means: ClassMeans,
-        out: Float[Tensor, "rows chosen classes"],
+        products: Float[Tensor, "rows cells_and_classes"],
+        means: Sequence[Float[Tensor, "layers run subsets classes"]],
     ) -> None:
         """Compute G of some samples in the subsets that have them, times the root of the sizes of classes.
 
-        H of the class of each sample is kept.
+        ``products`` are those with the sums of each class over each cell. H of the class of each sample is kept.
         """
         assert self._numbers is not None, "set together with the classes"
-        own, c = out, self._numbers[i].to(self.device)
-        chosen = torch.from_numpy(subsets).to(self.device)
-        own.copy_((x @ means.means[chosen].flatten(0, 1).T).view(own.shape))
-        own.sub_(self._shifts[k, i, None, None]).sub_(means.offsets[chosen].to(own))
-        of_own = own.gather(2, c[:, None, None].expand(-1, len(subsets), 1))[..., 0]
-        self._own_class[k, chosen, i] = of_own.T - means.own[chosen][:, c] / 2
-        own.mul_(self._class_sizes[chosen.to(self._place)].sqrt().to(own))
+        by_cell = products.unflatten(1, (self._subsets.shape[1], -1))
+        for (run, of), out in zip(runs, means, strict=True):
+            chosen, place = torch.from_numpy(of), slice(i.start + run.start, i.start + run.stop)
+            weights = torch.from_numpy(self._with_all[of]).to(products)
+            sizes, offsets = (
+                x[chosen.to(self._place)].to(products) for x in (self._class_sizes, self._class_offsets[k])
+            )
+            G, c = out[k], self._numbers[place].to(self.device)
+            torch.matmul(weights, by_cell[run], out=G)
+            G.div_(sizes.clamp(min=1)).sub_(self._shifts[k, place, None, None]).sub_(offsets)
+            of_own = G.gather(2, c[:, None, None].expand(-1, len(of), 1))[..., 0].T
+            self._own_class[k, chosen.to(self.device), place] = of_own - self._own_products[chosen, k][:, c] / 2
+            G.mul_(sizes.sqrt())
 
     def _add_class_means(
-        self, i: slice, subsets: Int64[np.ndarray, " chosen"], G: Float[Tensor, "layers rows chosen classes"]
+        self, i: slice, runs: Runs, means: Sequence[Float[Tensor, "layers run subsets classes"]]
     ) -> None:
         """Add sum_ic n_c G_ic F_ic over some samples, and the diagonals of pairs of one class."""
         samples = self._order[i].to(self._place)
         squared = torch.stack([layer.squared_norms.to(self._place)[samples] for layer in self.layers])
         diagonal = squared - 2 * self._offsets64[:, samples]
 
-        def products(p: int) -> tuple[Tensor, Tensor]:
-            by_row = G[:, :, p].transpose(0, 1)
-            pairs = by_row[:, : self.height] @ by_row[:, self.first :].mT
-            own = torch.linalg.vecdot(by_row, by_row)
-            pairs, own = pairs.to(self._place), own.to(self._place)
-            return pairs.sum(0, dtype=torch.float64), own.sum(0, dtype=torch.float64)
+        def sums_of(number: int, p: int) -> list[tuple[str, Any, Sequence[Tensor]]]:
+            run, subsets = runs[number]
+            s, by_row = int(subsets[p]), means[number][:, :, p].transpose(0, 1)
+            products = by_row[:, : self.height] @ by_row[:, self.first :].mT, torch.linalg.vecdot(by_row, by_row)
+            own = self._own_class[:, s, i.start + run.start : i.start + run.stop].to(self._place, torch.float64)
+            return [
+                ("class means", s, [x.to(self._place).sum(0, dtype=torch.float64) for x in products]),
+                ("same class", s, self._inner_products(diagonal[:, run] - 2 * own)),
+            ]
 
-        for s, of_means in zip(subsets.tolist(), self._in_threads(products, range(len(subsets))), strict=True):
-            W = diagonal - 2 * self._own_class[:, s, i].to(self._place, torch.float64)
-            self._add("same class", s, self._inner_products(W), 1)
-            self._add("class means", s, of_means, 1)
+        self._run([
+            partial(sums_of, number, p) for number, (_, subsets) in enumerate(runs) for p in range(len(subsets))
+        ])  # fmt: skip
 
     def _sum_features(self, layer: Gram) -> Float64[Tensor, "cells classes p"]:
         classes = 1 if self._classes is None else self._classes.count
@@ -399,7 +403,7 @@ class SampleSums(GramSweep):
         i, layers = self._panels_of[panel], range(len(self.draws))
         order, count = (self._order[i] - i.start).to(self.device), i.stop - i.start
         widths = [draw.p for draw in self.draws]
-        classes = len(self._means[0].offsets[0]) if self._means else 0
+        classes = len(self._means[0].offsets) if self._means else 0
         # one tensor for all layers, because many small ones leave gaps in the memory when they are freed
         memory = torch.empty(count * (sum(widths) + len(layers) * classes), dtype=self.dtype, device=self.device)
         parts = memory.split([count * width for width in [*widths, *[classes] * len(layers)]])
@@ -420,22 +424,19 @@ class SampleSums(GramSweep):
     def _part(self, left: slice, right: slice, x: Any, y: Any, shifts: list[Tensor]) -> Sums:
         rows, columns = self._runs(left), self._runs(right)
         largest = math.prod(max(run.stop - run.start for run in runs) for runs in (rows, columns))
-        kinds = len(self._kernels)
-        memory = torch.empty(2 * kinds, len(self.layers) * largest, dtype=self.dtype, device=self.device)
+        # two tiles: one is made while the other is multiplied, so that no thread waits for the last of a kind of work
+        shape = 2, 2 * len(self._kernels), len(self.layers) * largest
+        this, other = torch.empty(shape, dtype=self.dtype, device=self.device)
+        before: list[Work] = []
         for number, i in enumerate(rows):
             for j in columns[number:] if left == right else columns:
-                height, width = i.stop - i.start, j.stop - j.start
-                flat = memory[:, : len(self.layers) * height * width]
-                tiles = Tiles(
-                    i, j, flat[:kinds].view(kinds, -1, height, width), flat[kinds:].view(kinds, -1, width, height),
-                    None if self._numbers is None
-                    else (self._numbers[i, None] != self._numbers[j]).to(self.device, self.dtype),
-                )  # fmt: skip
+                tiles = self._tiles(i, j, this)
                 sides = (x, slice(i.start - left.start, i.stop - left.start)), (
                     y, slice(j.start - right.start, j.stop - right.start)
                 )  # fmt: skip
-                self._in_threads(partial(self._make_tile, tiles, sides), self._widest_first)
-                self._add_tiles(tiles)
+                self._run([*before, *(partial(self._make_tile, tiles, sides, k) for k in self._widest_first)])
+                before, (this, other) = self._products_of(tiles), (other, this)
+        self._run(before)
         return np.zeros(0)
 
     def _runs(self, panel: slice) -> list[slice]:
@@ -444,7 +445,23 @@ class SampleSums(GramSweep):
         ends = np.linspace(panel.start, panel.stop, count + 1).round().astype(int)
         return [slice(a, b) for a, b in pairwise(ends.tolist())]
 
-    def _make_tile(self, tiles: Tiles, sides: tuple[tuple[Panel, slice], tuple[Panel, slice]], k: int) -> None:
+    def _tiles(self, i: slice, j: slice, memory: Float[Tensor, "two_kinds values"]) -> Tiles:
+        """Return the tile of some rows and columns, to be made in this memory."""
+        height, width, kinds = i.stop - i.start, j.stop - j.start, len(self._kernels)
+        flat = memory[:, : len(self.layers) * height * width]
+        differ = None
+        if self._numbers is not None:
+            differ = (self._numbers[i, None] != self._numbers[j]).to(self.device, self.dtype)
+        kernels, transposed = flat[:kinds].view(kinds, -1, height, width), flat[kinds:].view(kinds, -1, width, height)
+        return Tiles(i, j, kernels, transposed, differ)
+
+    def _run(self, work: Sequence[Work]) -> None:
+        """Do work in threads, and add the sums that it returns."""
+        for sums in self._in_threads(lambda compute: compute(), work):
+            for name, place, values in sums:
+                self._add(name, place, values)
+
+    def _make_tile(self, tiles: Tiles, sides: tuple[tuple[Panel, slice], tuple[Panel, slice]], k: int) -> list[Any]:
         """Compute the tile of one layer, also within classes, and transposed; all while it is in the cache.
 
         ``sides`` are the panel of the rows and that of the columns, each with the samples of the tile in the panel.
@@ -466,9 +483,10 @@ class SampleSums(GramSweep):
         if i != j:
             for kernel, transposed in zip(tiles.kernels[:, k], tiles.transposed[:, k], strict=True):
                 transposed.copy_(kernel.T)  # one matrix at a time, because torch then transposes in blocks
+        return []
 
-    def _add_tiles(self, tiles: Tiles) -> None:
-        """Add tiles to the sums of their rows' samples and, off the diagonal, to those of their columns' samples."""
+    def _products_of(self, tiles: Tiles) -> list[Work]:
+        """Return the work that adds tiles to the sums of their rows' samples and, off the diagonal, their columns'."""
         sides = [(tiles.rows, tiles.kernels, [*self._cell_runs(tiles.columns)])]
         if tiles.rows != tiles.columns:
             sides.append((tiles.columns, tiles.transposed, []))
@@ -482,28 +500,22 @@ class SampleSums(GramSweep):
         if not self._spare:
             self._spare.extend(self._empty_products() for _ in range(torch.get_num_threads()))
 
-        def add(
-            name: str, stack: Tensor, first: int, rows: slice, cells: list[tuple[int, slice]]
-        ) -> list[tuple[str, tuple[int, int], tuple[Tensor, ...]]]:
+        def add(name: str, stack: Tensor, first: int, rows: slice, cells: list[tuple[int, slice]]) -> list[Any]:
             """Add the products of some rows to the sums of their samples; return their sums by pairs of cells."""
             samples, sums = slice(first + rows.start, first + rows.stop), []
             spare = self._spare.pop()
             for cell, columns in cells or [(-1, slice(None))]:
                 products = self._products_of_rows(stack[:, rows, columns].transpose(0, 1), spare)
                 for other, inside in self._cell_runs(samples) if cells else ():
-                    of_cells = tuple(values[inside].sum(0, dtype=torch.float64) for values in products)
+                    of_cells = [tiles.weight * values[inside].sum(0, dtype=torch.float64) for values in products]
                     sums.append(("cells", (other, cell), of_cells))
                 for whose, values in zip((name, f"own {name}"), products, strict=True):
                     self._sums[whose][samples] += values.div_(self._float_unit).round_()
             self._spare.append(spare)
             return sums
 
-        work: list[Callable[[], list[Any]]] = [partial(add, *task) for task in tasks]
-        if tiles.differ is not None:
-            work.insert(0, partial(self._same_class, tiles))
-        for sums in self._in_threads(lambda compute: compute(), work):
-            for name, place, values in sums:
-                self._add(name, place, values, tiles.weight)
+        work: list[Work] = [partial(add, *task) for task in tasks]
+        return work if tiles.differ is None else [partial(self._same_class, tiles), *work]
 
     def _empty_products(self) -> Tensor:
         kept = self.height * self.width if self._upper is None else self._upper.shape[1]
@@ -532,7 +544,7 @@ class SampleSums(GramSweep):
             yield cell, slice(start, start + count)
             start += count
 
-    def _same_class(self, tiles: Tiles) -> list[tuple[str, int, tuple[Tensor, Tensor]]]:
+    def _same_class(self, tiles: Tiles) -> list[tuple[str, int, Sequence[Tensor]]]:
         """Return the sums over pairs of different samples of one class, centred within the classes of each subset."""
         assert tiles.differ is not None, "there are classes"
         i, j = tiles.rows, tiles.columns
@@ -540,14 +552,15 @@ class SampleSums(GramSweep):
         if i == j:
             alike.fill_diagonal_(False)
         r, c = alike.nonzero(as_tuple=True)
-        sums: list[tuple[str, int, tuple[Tensor, Tensor]]] = []
+        sums: list[tuple[str, int, Sequence[Tensor]]] = []
         members, subsets = self._members.to(self.device), len(self._members)
         for run in cut(len(r), max(1, 2**22 // (len(self.layers) * subsets))):
             rows, columns = r[run], c[run]
             W = tiles.kernels[0][:, None, rows, columns] - self._own_class[:, :, i.start + rows]
             W -= self._own_class[:, :, j.start + columns]
             W *= members[:, self._order[i].to(rows.device)[rows]] & members[:, self._order[j].to(rows.device)[columns]]
-            sums += [("same class", s, self._inner_products(W[:, s])) for s in range(subsets)]
+            products = [self._inner_products(W[:, s]) for s in range(subsets)]
+            sums += [("same class", s, [tiles.weight * x for x in of_subset]) for s, of_subset in enumerate(products)]
         return sums
 
     def _inner_products(self, W: Float[Tensor, "layers entries"]) -> tuple[Tensor, Tensor]:
@@ -555,10 +568,10 @@ class SampleSums(GramSweep):
         W = W.to(self._place, torch.float64)
         return W[: self.height] @ W[self.first :].T, torch.linalg.vecdot(W, W)
 
-    def _add(self, name: str, place: Any, sums: Sequence[Tensor], weight: float) -> None:
+    def _add(self, name: str, place: Any, sums: Sequence[Tensor]) -> None:
         """Add sums of pairs, and of each layer with itself, as whole numbers."""
         for whose, values in zip((name, f"own {name}"), sums, strict=True):
-            self._sums[whose][place] += (weight / self._unit * values).round_().long()
+            self._sums[whose][place] += (values / self._unit).round_().long()
 
     # What follows from the sums
 
@@ -641,18 +654,22 @@ class SampleSums(GramSweep):
         return Products(np.asarray(pairs / degrees), np.asarray(own / degrees))
 
     def _mean_products(
-        self, s: int, means: Sequence[ClassMeans]
+        self, s: int, cell_sums: Sequence[Float64[Tensor, "cells classes p"]]
     ) -> tuple[Float64[np.ndarray, "rows columns"], Float64[np.ndarray, " layers"]]:
-        """Return sum_cc' n_c n_c' M_cc' N_cc' of all pairs, and of every layer with itself."""
+        """Return sum_cc' n_c n_c' M_cc' N_cc' of all pairs, and of every layer with itself; keep M_cc."""
         sizes, offsets, layers = self._class_sizes[s], self._class_offsets[:, s], len(self.layers)
+        cells = torch.from_numpy(self._with_all[s]).to(self._place, torch.float64)
         pairs = torch.zeros(self.height, self.width, dtype=torch.float64, device=self._place)
         own = torch.zeros(layers, dtype=torch.float64, device=self._place)
-        of_subset = [of_layer.means[s].to(self._place, torch.float64) for of_layer in means]
+
+        def products(k: int) -> Float64[Tensor, "run classes"]:
+            m = torch.einsum("k,kcp->cp", cells, cell_sums[k]) / sizes.clamp(min=1)[:, None]
+            M = m[run] @ m.T - offsets[k, run, None] - offsets[k]
+            self._own_products[s, k, run] = M.diagonal(run.start).to(self._own_products)
+            return M.mul_((sizes[run, None] * sizes).sqrt())
+
         for run in cut(len(sizes), max(1, 2**24 // (len(sizes) * layers))):
-            M = torch.stack([
-                m[run] @ m.T - offsets[k, run, None] - offsets[k] for k, m in enumerate(of_subset)
-            ])  # fmt: skip
-            of_run = self._inner_products((M * (sizes[run, None] * sizes).sqrt()).flatten(1))
+            of_run = self._inner_products(torch.stack(self._in_threads(products, range(layers))).flatten(1))
             pairs, own = pairs + of_run[0], own + of_run[1]
         return pairs.cpu().numpy(), own.cpu().numpy()
 

@@ -26,7 +26,7 @@ FALSE_ALARMS = 0.01
 one layer of t3 samples in two dimensions, whose density is not even at the distance of neighbours."""
 _NEIGHBOURS = 100
 """Largest number of nearest neighbours that are examined: larger groups are not found."""
-_NETWORKS, _LAYERS = 6, 3
+NETWORKS, _LAYERS = 6, 3
 """Number of trained networks that are examined, and of layers of each."""
 _LARGEST = 2**28
 """Values of the largest layer that is examined."""
@@ -170,7 +170,7 @@ PairValues = dict[tuple[int, int], float]
 def _networks(design: Design) -> list[list[Any]]:
     """Return the layers of trained networks to examine, of as many architectures as possible: the narrowest first."""
     firsts = {member.architecture: member for member in reversed(design.trained)}
-    members = [*reversed(firsts.values()), *(m for m in design.trained if m not in firsts.values())][:_NETWORKS]
+    members = [*reversed(firsts.values()), *(m for m in design.trained if m not in firsts.values())][:NETWORKS]
     networks = []
     for member in members:
         depths = dict.fromkeys(np.linspace(0, len(member.arrays) - 1, _LAYERS).round().astype(int).tolist())

@@ -31,6 +31,8 @@ from repsim.runtime.files import format_duration, format_size
 from repsim.runtime.memory import memory_now
 from repsim.study.blocks import Block, Group, blocks, divide
 from repsim.study.design import Design, Member, Pair
+from repsim.study.duplicates import NETWORKS
+from repsim.study.input_kernels import RANK, SELECTION
 
 _STEP = 2**28
 """Bytes to which the memory of the process before the study is rounded up, so that it is planned alike each time."""
@@ -278,7 +280,7 @@ def _peak(shape: StudyShape, design: Design, groups: Sequence[Group], *, kept: b
         + 8 * cells * max(1, shape.classes) * features
     )
     tile = tile_of(shape, layers, panel)
-    stack = layers * tile**2 * shape.itemsize * (4 if shape.classes else 2)
+    stack = layers * tile**2 * shape.itemsize * (8 if shape.classes else 4)
     stack += _THREADS * 128 * (of_block.rows * of_block.columns + pairs_kept) * shape.itemsize
     own_pairs = len(block.pairs({member.name: k for k, member in enumerate(design.members)}))
     parts = 8 * shape.units * 3 * shape.conditions * own_pairs
@@ -337,7 +339,8 @@ def _steps(made: StudyPlan, design: Design, memory: int) -> list[Step]:
     every = [p for widths in shape.widths.values() for p in widths] + list(shape.controls)
     passes = 2 if not made.kept else 3
     read = float(n) * sum(every) * shape.itemsize
-    steps = [
+    steps = [Step("choosing kernels of the input", _kernels_of_input(shape))] if shape.controls else []
+    steps += [
         Step("preparing layers", Cost(touched=passes * float(n) * sum(every), read=(passes - made.kept) * read), memory)
     ]
     comparing = NOTHING
@@ -363,15 +366,37 @@ def _steps(made: StudyPlan, design: Design, memory: int) -> list[Step]:
         if shape.classes:
             steps.append(Step("permuting samples within classes", permuting, memory))
         steps += [_measuring(metric, made, design) for metric in shape.metrics]
+    steps.append(Step("looking for near duplicates", _near_duplicates(made, design)))
     return steps
 
 
 _SMALL_PRODUCTS = 2.0
 """Time of a product of small matrices, relative to that of large ones."""
+_DICTIONARY = 6000.0
+"""Values processed one by one, for each pair of samples from which the kernels of the input are selected."""
+_NEIGHBOUR = 20.0
+"""Additions to a sum that take as long as a distance among which the nearest neighbours are selected."""
 _ENTRY, _ENTRY_WITHIN = 8.0, 14.0
 """Additions to a sum that take as long as centring and transposing an entry of a kernel, and one within classes."""
 _VALUES_PASSES = 60.0
 """Additions to a sum that take as long as evaluating a value without a sample, for one kind of control."""
+
+
+def _kernels_of_input(shape: StudyShape) -> Cost:
+    """Return the cost of selecting from a dictionary of kernels, and of factoring the selected ones."""
+    few, landmarks, chosen = min(shape.n, SELECTION), min(shape.n, RANK), len(shape.controls)
+    return Cost(
+        touched=_DICTIONARY * float(few) ** 2 + 4.0 * chosen * shape.n * landmarks,
+        flop64=2.0 * chosen * shape.n * landmarks**2,
+    )
+
+
+def _near_duplicates(made: StudyPlan, design: Design) -> Cost:
+    """Return the cost of the nearest neighbours in the narrowest layer of each network that is examined."""
+    cost, pairs = NOTHING, float(made.shape.n) ** 2
+    for member in design.trained[:NETWORKS]:
+        cost += Cost(flop32=2.0 * pairs * min(made.shape.widths[member.name]), added=_NEIGHBOUR * pairs)
+    return cost
 
 
 def _permutations(shape: StudyShape, made: StudyPlan) -> Cost:
