@@ -20,6 +20,8 @@ _RUN = 2048
 """Samples that are multiplied, or converted to float64, at once."""
 _LARGEST_SHARE = 0.9999
 """Largest share for which products in float32, whose errors are about 1e-6 of ||K||^2, are exact enough."""
+_IN_THREADS = 4096
+"""Largest X'X or XX' that is decomposed beside others."""
 _ROUNDS, _CONVERGED = 12, 1e-7
 """Products of a subspace with C, at most, and the share of the energy by which the last one has to increase it."""
 
@@ -95,8 +97,9 @@ def _products(x: Rows, *, narrow: bool, block: int = 512) -> Float32[Tensor, "m 
         else:
             for other in panels[k:]:
                 torch.mm(rows, x[other].T, out=C[i, other])
-    upper = C.triu_()
-    return upper + upper.T - torch.diag(upper.diagonal())
+    for j in cut(m, block):
+        C[j.stop :, j] = C[j, j.stop :].T
+    return C
 
 
 def leading_components(C: Float32[Tensor, "m m"], share: float) -> tuple[Float64[Tensor, " r"], Float64[Tensor, "m r"]]:
@@ -111,7 +114,7 @@ def leading_components(C: Float32[Tensor, "m m"], share: float) -> tuple[Float64
     Halko, Martinsson, Tropp. Finding structure with randomness. SIAM Review 2011.
     """
     width = max(64, len(C) // 8)
-    needed = share * float(C.double().square().sum())
+    needed = share * float(torch.linalg.vector_norm(C, dtype=torch.float64)) ** 2
     V = torch.randn(len(C), width, generator=torch.Generator().manual_seed(0)).to(C)
     before = 0.0
     for _ in range(_ROUNDS):
@@ -220,12 +223,15 @@ def truncate_jointly(grams: Sequence[Gram], share: float = 0.9999) -> list[Gram]
 
 
 def _each(function: Callable[[Gram], Gram], grams: Sequence[Gram]) -> list[Gram]:
-    """Call the function with every layer: on a CPU in threads, the largest layers first."""
-    if grams[0].device.type != "cpu":
-        return [function(gram) for gram in grams]
-    order = sorted(range(len(grams)), key=lambda k: -grams[k].p)
-    results = dict(zip(order, map_in_threads(function, [grams[k] for k in order]), strict=True))
-    return [results[k] for k in range(len(grams))]
+    """Call the function with every layer: on a CPU in threads, if there is memory for several, the largest first."""
+
+    def size(k: int) -> int:
+        return min(grams[k].n, grams[k].p)
+
+    apart = [k for k in range(len(grams)) if grams[k].device.type == "cpu" and size(k) <= _IN_THREADS]
+    apart.sort(key=lambda k: -size(k))
+    results = dict(zip(apart, map_in_threads(function, [grams[k] for k in apart]), strict=True))
+    return [results[k] if k in results else function(grams[k]) for k in range(len(grams))]
 
 
 def _components_to_keep(values: Float64[Tensor, " m"], share: float) -> int:

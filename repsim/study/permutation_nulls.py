@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from jaxtyping import Float64, Int64
 
+from repsim.engine.subsampling import padded_width
 from repsim.runtime import tuning
 from repsim.runtime.progress import Progress, counter, report_share
 from repsim.runtime.threads import map_in_threads
@@ -277,16 +278,21 @@ class _Residuals:
             return
         units = kernels.unit_kernels().reshape(len(kernels.names), -1)
         beta, energy = _projection(units @ units.T, Z)
-        left, right = (np.float32((units[k] - beta[:, k].T @ units[Z]) / np.sqrt(energy[k])[:, None]) for k in layers)
+        left, right = (
+            torch.from_numpy((units[k] - beta[:, k].T @ units[Z]) / np.sqrt(energy[k])[:, None]).float() for k in layers
+        )
         i, j = torch.triu_indices(n, n, 1)  # the diagonal is 0, and the matrices are symmetric
         self._i, self._j, self._n = i, j, n
-        self._left = torch.from_numpy(left)[:, i * n + j].contiguous()
-        self._right = torch.from_numpy(right).T.contiguous()  # the layers of an entry lie side by side
+        self._left = left[:, i * n + j].contiguous()
+        self._columns = len(right)
+        # the layers of an entry lie side by side, in whole cache lines
+        self._right = torch.zeros(n * n, padded_width(len(right), right.itemsize))
+        self._right[:, : len(right)] = right.T
 
     def products(self, order: Int64[torch.Tensor, " n"]) -> Float64[np.ndarray, "rows columns"]:
         """Return the inner products of the rows with the columns, whose samples are permuted."""
         permuted = self._right.index_select(0, order[self._i] * self._n + order[self._j])
-        return 2 * (self._left @ permuted).double().numpy()
+        return 2 * (self._left @ permuted)[:, : self._columns].double().numpy()
 
 
 def _places(kernels: Kernels, names: Sequence[str]) -> dict[str, Int64[np.ndarray, " layers"]]:

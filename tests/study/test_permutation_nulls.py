@@ -5,6 +5,7 @@ from contextlib import ExitStack
 
 import numpy as np
 import pytest
+import torch
 
 from repsim.engine.resampling import permuted, random_permutations
 from repsim.study import controls, permutation_nulls
@@ -140,6 +141,20 @@ def test_many_samples_are_cut_to_leading_components(study: Study, tuned: Callabl
         np.testing.assert_allclose(cut[key].observed, null.observed, atol=1e-2)
         difference = abs(p_value(cut[key].observed, cut[key].permuted) - p_value(null.observed, null.permuted))
         assert difference.max() <= 1 / (COUNT + 1) + 1e-12
+
+
+@pytest.mark.parametrize("exact", [N, N - 1])
+def test_values_do_not_depend_on_the_number_of_threads(study: Study, tuned: Callable[..., None], exact: int) -> None:
+    tuned(exact_samples=exact)
+    threads, nulls = torch.get_num_threads(), []
+    try:
+        for count in (1, 3):
+            torch.set_num_threads(count)
+            nulls.append(of_cka(study))
+    finally:
+        torch.set_num_threads(threads)
+    for key, null in nulls[0].items():
+        np.testing.assert_array_equal(nulls[1][key].permuted, null.permuted)
 
 
 def test_one_model_has_nothing_to_permute(study: Study) -> None:
