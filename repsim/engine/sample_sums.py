@@ -263,7 +263,7 @@ class SampleSums(GramSweep):
             self._own_products = torch.empty(
                 len(self._members), len(self.layers), self._classes.count, dtype=self.dtype, device=self.device
             )
-            self._mean_sums = [self._mean_products(s, cell_sums) for s in range(len(self._members))]
+            self._mean_sums = self._mean_products(cell_sums)
             means = [self._means_of_classes(k, sums) for k, sums in enumerate(cell_sums)]
         for k, sums in enumerate(cell_sums):
             cell_sums[k] = sums.to(self.device, self.dtype)
@@ -654,24 +654,30 @@ class SampleSums(GramSweep):
         return Products(np.asarray(pairs / degrees), np.asarray(own / degrees))
 
     def _mean_products(
-        self, s: int, cell_sums: Sequence[Float64[Tensor, "cells classes p"]]
-    ) -> tuple[Float64[np.ndarray, "rows columns"], Float64[np.ndarray, " layers"]]:
-        """Return sum_cc' n_c n_c' M_cc' N_cc' of all pairs, and of every layer with itself; keep M_cc."""
-        sizes, offsets, layers = self._class_sizes[s], self._class_offsets[:, s], len(self.layers)
-        cells = torch.from_numpy(self._with_all[s]).to(self._place, torch.float64)
-        pairs = torch.zeros(self.height, self.width, dtype=torch.float64, device=self._place)
-        own = torch.zeros(layers, dtype=torch.float64, device=self._place)
+        self, cell_sums: Sequence[Float64[Tensor, "cells classes p"]]
+    ) -> list[tuple[Float64[np.ndarray, "rows columns"], Float64[np.ndarray, " layers"]]]:
+        """Return sum_cc' n_c n_c' M_cc' N_cc' of pairs and of layers, for all samples and each subset; keep M_cc."""
+        sizes, layers = self._class_sizes, range(len(self.layers))
+        subsets, classes = sizes.shape
+        weights = torch.from_numpy(self._with_all).to(self._place, torch.float64)
 
-        def products(k: int) -> Float64[Tensor, "run classes"]:
-            m = torch.einsum("k,kcp->cp", cells, cell_sums[k]) / sizes.clamp(min=1)[:, None]
-            M = m[run] @ m.T - offsets[k, run, None] - offsets[k]
-            self._own_products[s, k, run] = M.diagonal(run.start).to(self._own_products)
-            return M.mul_((sizes[run, None] * sizes).sqrt())
+        def products(run: slice, k: int) -> Float64[Tensor, "subsets run_classes"]:
+            means = torch.tensordot(weights, cell_sums[k], 1) / sizes.clamp(min=1)[..., None]
+            offsets = self._class_offsets[k]
+            M = means[:, run] @ means.mT - offsets[:, run, None] - offsets[:, None]
+            self._own_products[:, k, run] = M.diagonal(run.start, 1, 2).to(self._own_products)
+            return M.mul_((sizes[:, run, None] * sizes[:, None]).sqrt()).flatten(1)
 
-        for run in cut(len(sizes), max(1, 2**24 // (len(sizes) * layers))):
-            of_run = self._inner_products(torch.stack(self._in_threads(products, range(layers))).flatten(1))
-            pairs, own = pairs + of_run[0], own + of_run[1]
-        return pairs.cpu().numpy(), own.cpu().numpy()
+        shape = subsets, self.height, self.width
+        pairs = torch.zeros(shape, dtype=torch.float64, device=self._place)
+        own = torch.zeros(subsets, len(layers), dtype=torch.float64, device=self._place)
+        for run in cut(classes, max(1, 2**24 // (classes * subsets * len(layers)))):
+            M = torch.stack(self._in_threads(partial(products, run), layers))
+            for s in range(subsets):
+                of_subset = self._inner_products(M[:, s])
+                pairs[s] += of_subset[0]
+                own[s] += of_subset[1]
+        return list(zip(pairs.cpu().numpy(), own.cpu().numpy(), strict=True))
 
     @property
     def row_squares(self) -> Float64[np.ndarray, "n layers"]:

@@ -9,7 +9,7 @@ Cost model, with n samples, L layers and controls of p features each, in blocks 
 Gram matrices of a block        n^2 sum p FLOP: one triangle of each
 pairs of a block                n^2 R C FLOP for the sums of single samples of either side; twice that with classes
 values without each sample      n R C values for every kind of control
-permutations                    2 n k^2 FLOP for k shared directions, of which 150 are assumed; or n^2 / 2 for a pair
+permutations                    2 n k^2 FLOP for k shared directions, of which 110 are assumed; or n^2 / 2 for a pair
 ==============================  =======================================================================================
 """
 
@@ -36,7 +36,7 @@ from repsim.study.input_kernels import RANK, SELECTION
 
 _STEP = 2**28
 """Bytes to which the memory of the process before the study is rounded up, so that it is planned alike each time."""
-_DIRECTIONS = 150
+_DIRECTIONS = 110
 """Shared directions of truncated layers that are assumed to predict the time of permutations."""
 _THREADS = 2
 """Threads that evaluate values without each sample, each with some arrays of `Tuning.jackknife_memory` bytes."""
@@ -275,10 +275,8 @@ def _peak(shape: StudyShape, design: Design, groups: Sequence[Group], *, kept: b
     panels = (_HELD if kept else _HELD + 1) * of_panel
     sums += n * layers * (2 * shape.splits + 1) * (8 + shape.itemsize * bool(shape.classes))
     # before the tiles are made
-    means = (
-        shape.classes * features * shape.itemsize * (2 * shape.splits + 2)
-        + 8 * cells * max(1, shape.classes) * features
-    )
+    # before the tiles are made: sums over cells and classes, exact and rounded, and means of one run of samples
+    means = (8 + shape.itemsize) * cells * max(1, shape.classes) * features + 2**26 * bool(shape.classes)
     tile = tile_of(shape, layers, panel)
     stack = layers * tile**2 * shape.itemsize * (8 if shape.classes else 4)
     stack += _THREADS * 128 * (of_block.rows * of_block.columns + pairs_kept) * shape.itemsize
@@ -351,7 +349,13 @@ def _steps(made: StudyPlan, design: Design, memory: int) -> list[Step]:
         grams = float(n) ** 2 * of_block.features * (3 * shape.kinds if shape.grouped else 1)
         entries = float(n) ** 2 / 2 * of_block.layers
         again = (-(-n // made.panel) / (made.held - 1) + 1) / 2
-        of_classes = (again + 1 + shape.splits) * 2.0 * n * of_block.features * shape.classes
+        cells, subsets = 1 << shape.splits.bit_length(), 2 * shape.splits + 1
+        of_classes = (again + 1 + cells) * 2.0 * n * of_block.features * shape.classes
+        if shape.classes:  # means of classes in subsets, and their products
+            comparing += Cost(
+                touched=4.0 * cells * shape.classes * of_block.features,
+                flop64=2.0 * subsets * (shape.classes + cells) * shape.classes * of_block.features,
+            )
         comparing += Cost.of_products(grams + of_classes + _SMALL_PRODUCTS * products, shape.itemsize)
         comparing += Cost(
             added=entries * (_ENTRY + _ENTRY_WITHIN * bool(shape.classes))
@@ -362,7 +366,7 @@ def _steps(made: StudyPlan, design: Design, memory: int) -> list[Step]:
     steps.append(Step("comparing all layers", comparing, memory, "also without each sample, and on halves"))
     if len(design.trained) > 1:
         permuting = _permutations(shape, made)
-        steps.append(Step("permuting samples", permuting, memory))
+        steps.append(Step("permuting samples", permuting + _truncation(shape, made), memory))
         if shape.classes:
             steps.append(Step("permuting samples within classes", permuting, memory))
         steps += [_measuring(metric, made, design) for metric in shape.metrics]
@@ -372,7 +376,7 @@ def _steps(made: StudyPlan, design: Design, memory: int) -> list[Step]:
 
 _SMALL_PRODUCTS = 2.0
 """Time of a product of small matrices, relative to that of large ones."""
-_DICTIONARY = 6000.0
+_DICTIONARY = 800.0
 """Values processed one by one, for each pair of samples from which the kernels of the input are selected."""
 _NEIGHBOUR = 20.0
 """Additions to a sum that take as long as a distance among which the nearest neighbours are selected."""
@@ -386,7 +390,7 @@ def _kernels_of_input(shape: StudyShape) -> Cost:
     """Return the cost of selecting from a dictionary of kernels, and of factoring the selected ones."""
     few, landmarks, chosen = min(shape.n, SELECTION), min(shape.n, RANK), len(shape.controls)
     return Cost(
-        touched=_DICTIONARY * float(few) ** 2 + 4.0 * chosen * shape.n * landmarks,
+        touched=_DICTIONARY * float(few) ** 2 + 20.0 * chosen * shape.n * landmarks,
         flop64=2.0 * chosen * shape.n * landmarks**2,
     )
 
@@ -400,7 +404,7 @@ def _near_duplicates(made: StudyPlan, design: Design) -> Cost:
 
 
 def _permutations(shape: StudyShape, made: StudyPlan) -> Cost:
-    """Return the cost of permuting trained models: truncation, and products for each permutation."""
+    """Return the cost of permuting trained models: products for each permutation."""
     cost, n = NOTHING, shape.n
     for block in made.blocks:
         rows, columns = ([m for m in side if m.trained] for side in (block.rows, block.columns))
@@ -409,8 +413,6 @@ def _permutations(shape: StudyShape, made: StudyPlan) -> Cost:
             continue
         count = float(sum(layers))
         if n > tuning.current().exact_samples:
-            widths = [min(p, n) for m in dict.fromkeys([*rows, *columns]) for p in shape.widths[m.name]]
-            cost += Cost(flop64=sum(2.0 * n * p * p for p in widths), decomposed=sum(9.0 * p**3 for p in widths) / 2)
             cost += shape.permutations * Cost(flop64=2.0 * n * _DIRECTIONS**2 + 4.0 * _DIRECTIONS * (10 * count) ** 2)
         else:
             cost += shape.permutations * Cost.of_products(float(n) ** 2 * count**2 / 2, shape.itemsize)
@@ -418,6 +420,19 @@ def _permutations(shape: StudyShape, made: StudyPlan) -> Cost:
             part = min(n, tuning.current().residual_samples)
             cost += shape.permutations * Cost(flop32=float(part) ** 2 * count**2, added=float(part) ** 2 * count)
     return cost
+
+
+def _truncation(shape: StudyShape, made: StudyPlan) -> Cost:
+    """Return the cost of cutting the layers of trained models to their leading components, once for each block."""
+    if shape.n <= tuning.current().exact_samples:
+        return NOTHING
+    widths = [
+        min(p, shape.n)
+        for block in made.blocks
+        for member in block.members if member.trained
+        for p in shape.widths[member.name]
+    ]  # fmt: skip
+    return Cost(flop32=sum(2.0 * shape.n * p * p for p in widths), calls=1000.0 * len(widths))
 
 
 def _measuring(metric: Metric[Any], made: StudyPlan, design: Design) -> Step:

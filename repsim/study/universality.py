@@ -1,6 +1,7 @@
 """Conduct a study: compute from stores of many models how universal their representations are."""
 
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, nullcontext, suppress
@@ -215,7 +216,8 @@ def explain_plan(
             memory=memory_to_use(device, options.memory), sharing=Sharing(checkpoints),
         )  # fmt: skip
         first = study.members[0]
-        lines = plan.lines(rates(device, AlignedView(first.store).stream(first.store, first.arrays[0], device)))
+        widest = max(first.arrays, key=lambda array: math.prod(first.store[array].shape))
+        lines = plan.lines(rates(device, AlignedView(first.store).stream(first.store, widest, device)))
         if options.untrained:
             lines.append(f"not counted: {options.untrained} untrained networks of every architecture, to be extracted")
         return lines
