@@ -12,6 +12,7 @@ import functools
 import math
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -182,7 +183,7 @@ class SampleSums(GramSweep):
         """Pairs whose sums of single samples are kept if the rows are the columns: half of all, by symmetry."""
         self._packing = None if self._upper is None else (self._upper[0] * self.width + self._upper[1]).to(self.device)
         self._spare: deque[Tensor] = deque()
-        """Memory for the products of some rows of a tile, one for each thread."""
+        """Memory for the products of some rows of a tile that no thread uses now."""
         self._sums = self._empty_sums()
         self._offsets64 = torch.stack(self._offsets(self.measures[0])).to(self._place)
         self._shifts = self._offsets64[:, self._order.to(self._place)].to(self.device, self.dtype)
@@ -497,13 +498,11 @@ class SampleSums(GramSweep):
             for kind, name in enumerate(self._kernels)
             for rows in cut(side.stop - side.start, _ROWS)
         ]
-        if not self._spare:
-            self._spare.extend(self._empty_products() for _ in range(torch.get_num_threads()))
 
         def add(name: str, stack: Tensor, first: int, rows: slice, cells: list[tuple[int, slice]]) -> list[Any]:
             """Add the products of some rows to the sums of their samples; return their sums by pairs of cells."""
             samples, sums = slice(first + rows.start, first + rows.stop), []
-            spare = self._spare.pop()
+            spare = self._spare_memory()
             for cell, columns in cells or [(-1, slice(None))]:
                 products = self._products_of_rows(stack[:, rows, columns].transpose(0, 1), spare)
                 for other, inside in self._cell_runs(samples) if cells else ():
@@ -517,8 +516,11 @@ class SampleSums(GramSweep):
         work: list[Work] = [partial(add, *task) for task in tasks]
         return work if tiles.differ is None else [partial(self._same_class, tiles), *work]
 
-    def _empty_products(self) -> Tensor:
-        kept = self.height * self.width if self._upper is None else self._upper.shape[1]
+    def _spare_memory(self) -> Tensor:
+        """Return memory for the products of some rows, which a thread has put back, or new memory."""
+        with suppress(IndexError):
+            return self._spare.pop()
+        kept = 0 if self._packing is None else len(self._packing)
         return torch.empty(_ROWS * (self.height * self.width + kept), dtype=self.dtype, device=self.device)
 
     def _products_of_rows(

@@ -58,7 +58,7 @@ def universality(threads: int, folder: Path | None, *, only_plan: bool, **chosen
         widths = layers * chosen["features"]
     floor = float(n) ** 2 * (widths + layers**2)
     result_table.add_row("floor: Gram matrices and pairs of all layers, once", f"{floor / result['rate']:.1f}")
-    result_table.add_row("repsim compare, cka, two of the trained models", f"{result['comparison']:.1f}")
+    result_table.add_row("repsim compare, cka, all layers with all layers", f"{result['comparison']:.1f}")
     for name, seconds in result["steps"].items():
         result_table.add_row(f"  {name}", f"{seconds:.1f}")
     result_table.add_row("complete study", f"{result['seconds']:.1f}")

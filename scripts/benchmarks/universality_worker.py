@@ -144,7 +144,7 @@ def main(settings: dict[str, Any]) -> dict[str, Any]:
     )
     rate = gemm("cpu", torch.float32)["seconds"]
     start = time.perf_counter()
-    compare(paths[0], paths[min(2, len(paths) - 1)], ["cka"])
+    compare(paths, metrics=["cka"], memory=settings["memory"])
     comparison = time.perf_counter() - start
     made = UniversalityOptions(memory=settings["memory"], permutations=settings["permutations"])
     plan = explain_plan(paths, made, metrics=settings["metrics"] or None)
