@@ -43,7 +43,7 @@ class StatisticsOptions:
     permutations: Annotated[
         Annotated[int, Meta(ge=19)] | None,
         option("Number of permutations of the samples, for chance levels.",
-               unset="1000, or as many as the correction for the number of pairs needs"),
+               unset="1000, or a multiple that the correction for the number of pairs needs"),
     ] = None  # fmt: skip
     draws: Annotated[Positive, option("Number of draws of the multiplier bootstrap, for joint intervals.")] = 2000
     seed: Annotated[Count, option("Seed of permutations, splits and draws.")] = 0

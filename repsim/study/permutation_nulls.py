@@ -54,13 +54,17 @@ def permutations_for(tests: int) -> int:
     """Return how many permutations are computed by default: 1,000, or as many as Holm's correction needs, up to 20,000.
 
     The smallest p-value is 1 / (K + 1), and Holm's method multiplies it by the number of tests. Of more than 1,000
-    tests none could be significant with 20,000 permutations, and then 1,000 are computed, for chance levels.
+    tests none could be significant with 20,000 permutations, and then 1,000 are computed, for chance levels. The number
+    is doubled until it is enough, so that most models that are added to a study leave it, and what is computed, as is.
 
-    >>> permutations_for(6), permutations_for(55), permutations_for(4950)
-    (1000, 1099, 1000)
+    >>> permutations_for(6), permutations_for(55), permutations_for(105), permutations_for(4950)
+    (1000, 2000, 4000, 1000)
     """
     needed = math.ceil(tests / ALPHA) - 1
-    return max(_FEWEST, needed) if needed <= _MOST else _FEWEST
+    if needed > _MOST:
+        return _FEWEST
+    doublings = math.ceil(math.log2(max(1.0, needed / _FEWEST)))
+    return min(_MOST, _FEWEST * 2**doublings)
 
 
 def statistics(S: Float64[np.ndarray, "*batch a b"]) -> Float64[np.ndarray, "*batch two"]:
