@@ -41,6 +41,8 @@ _FLOAT_BITS = 51
 """The same for sums of whole numbers in float64, so that each of them is exact."""
 _ROWS = 128
 """Rows of a tile, at most, whose products are computed by one thread at a time."""
+_PRODUCTS = 2**22
+"""Products, at most, that a thread computes at a time, unless one row has more."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -496,7 +498,7 @@ class SampleSums(GramSweep):
             (name, stack[kind], side.start, rows, cells if kind == 0 else [])
             for side, stack, cells in sides
             for kind, name in enumerate(self._kernels)
-            for rows in cut(side.stop - side.start, _ROWS)
+            for rows in cut(side.stop - side.start, self._rows_at_once)
         ]
 
         def add(name: str, stack: Tensor, first: int, rows: slice, cells: list[tuple[int, slice]]) -> list[Any]:
@@ -521,7 +523,12 @@ class SampleSums(GramSweep):
         with suppress(IndexError):
             return self._spare.pop()
         kept = 0 if self._packing is None else len(self._packing)
-        return torch.empty(_ROWS * (self.height * self.width + kept), dtype=self.dtype, device=self.device)
+        size = self._rows_at_once * (self.height * self.width + kept)
+        return torch.empty(size, dtype=self.dtype, device=self.device)
+
+    @property
+    def _rows_at_once(self) -> int:
+        return max(1, min(_ROWS, _PRODUCTS // (self.height * self.width)))
 
     def _products_of_rows(
         self, by_row: Float[Tensor, "samples layers columns"], spare: Tensor

@@ -3,7 +3,7 @@
 torch divides every operation among its threads and waits for the slowest. Beside other programs that wait is long, and
 an operation on a few thousand numbers gains nothing. So work that consists of independent parts is divided here: a
 thread that has finished one part starts the next. As every part is computed by one thread, its value does not depend on
-the number of threads.
+the number of threads. The exception is a single part, which may use all threads of torch.
 """
 
 import os

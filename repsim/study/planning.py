@@ -40,6 +40,8 @@ _DIRECTIONS = 110
 """Shared directions of truncated layers that are assumed to predict the time of permutations."""
 _THREADS = 2
 """Threads that evaluate values without each sample, each with some arrays of `Tuning.jackknife_memory` bytes."""
+_MULTIPLYING = 4
+"""Threads that multiply rows of a tile, each with some memory."""
 SINGLE = 2**27
 """Number of values without each sample from which they are kept in float32."""
 
@@ -279,7 +281,8 @@ def _peak(shape: StudyShape, design: Design, groups: Sequence[Group], *, kept: b
     means = (8 + shape.itemsize) * cells * max(1, shape.classes) * features + 2**26 * bool(shape.classes)
     tile = tile_of(shape, layers, panel)
     stack = layers * tile**2 * shape.itemsize * (8 if shape.classes else 4)
-    stack += _THREADS * 128 * (of_block.rows * of_block.columns + pairs_kept) * shape.itemsize
+    products = of_block.rows * of_block.columns  # of a row; `SampleSums` bounds those of a thread
+    stack += _MULTIPLYING * min(128 * products, max(products, 2**22)) * 3 // 2 * shape.itemsize
     own_pairs = len(block.pairs({member.name: k for k, member in enumerate(design.members)}))
     parts = 8 * shape.units * 3 * shape.conditions * own_pairs
     matrices = 8 * of_block.rows * of_block.columns * shape.kinds
