@@ -17,8 +17,8 @@ from repsim.errors import InvalidInputError, RepsimError, StoreError, reason
 from repsim.results import netcdf
 from repsim.stores.reader import check_self_contained
 
-_SECONDS = 3
-"""CPU time limit for the smallest file, in seconds; reading one takes hundredths of a second."""
+_SECONDS = 10
+"""CPU time limit for the smallest file, in seconds: reading takes hundredths of a second, imports on a busy machine two."""
 _TIMEOUT = 120
 """Limit of elapsed time in seconds, for systems that cannot limit CPU time."""
 _REFUSED = 3

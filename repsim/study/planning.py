@@ -377,13 +377,13 @@ def _steps(made: StudyPlan, design: Design, memory: int) -> list[Step]:
     return steps
 
 
-_SMALL_PRODUCTS = 2.0
+_SMALL_PRODUCTS = 2.5
 """Time of a product of small matrices, relative to that of large ones."""
 _DICTIONARY = 800.0
 """Values processed one by one, for each pair of samples from which the kernels of the input are selected."""
 _NEIGHBOUR = 20.0
 """Additions to a sum that take as long as a distance among which the nearest neighbours are selected."""
-_ENTRY, _ENTRY_WITHIN = 8.0, 14.0
+_ENTRY, _ENTRY_WITHIN = 16.0, 26.0
 """Additions to a sum that take as long as centring and transposing an entry of a kernel, and one within classes."""
 _VALUES_PASSES = 60.0
 """Additions to a sum that take as long as evaluating a value without a sample, for one kind of control."""

@@ -41,7 +41,7 @@ while True:  # the smallest limit with so many groups and without reading layers
         study.explain_plan(paths, options, metrics=["cka"])
     except TooLittleMemoryError:
         plans.append(None)
-    if plans[-1] and len(plans[-1].groups) == groups and plans[-1].kept and plans[-1].panel == 2048:
+    if plans[-1] and len(plans[-1].groups) == groups and plans[-1].kept and plans[-1].panel == 512:
         break
     assert limit < base + 2**33, "no limit divides the models in this way"
     limit += 2**23
