@@ -18,7 +18,7 @@ from repsim.results import netcdf
 from repsim.stores.reader import check_self_contained
 
 _SECONDS = 10
-"""CPU time limit for the smallest file, in seconds: reading takes hundredths of a second, imports on a busy machine two."""
+"""CPU time limit for the smallest file, in seconds: reading takes hundredths of a second, and imports up to two."""
 _TIMEOUT = 120
 """Limit of elapsed time in seconds, for systems that cannot limit CPU time."""
 _REFUSED = 3
