@@ -675,7 +675,8 @@ class SampleSums(GramSweep):
             offsets = self._class_offsets[k]
             M = means[:, run] @ means.mT - offsets[:, run, None] - offsets[:, None]
             self._own_products[:, k, run] = M.diagonal(run.start, 1, 2).to(self._own_products)
-            return M.mul_((sizes[:, run, None] * sizes[:, None]).sqrt()).flatten(1)
+            weighted: Tensor = M.mul_((sizes[:, run, None] * sizes[:, None]).sqrt())
+            return weighted.flatten(1)
 
         shape = subsets, self.height, self.width
         pairs = torch.zeros(shape, dtype=torch.float64, device=self._place)

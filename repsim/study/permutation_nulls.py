@@ -63,8 +63,10 @@ def permutations_for(tests: int) -> int:
     needed = math.ceil(tests / ALPHA) - 1
     if needed > _MOST:
         return _FEWEST
-    doublings = math.ceil(math.log2(max(1.0, needed / _FEWEST)))
-    return min(_MOST, _FEWEST * 2**doublings)
+    count = _FEWEST
+    while count < needed:
+        count *= 2
+    return min(count, _MOST)
 
 
 def statistics(S: Float64[np.ndarray, "*batch a b"]) -> Float64[np.ndarray, "*batch two"]:
