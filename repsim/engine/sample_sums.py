@@ -397,8 +397,8 @@ class SampleSums(GramSweep):
             self._sums[name] = add(values)
 
     @property
-    def state(self) -> Mapping[str, Int64[Tensor, "..."]]:
-        """All sums, as whole numbers."""
+    def state(self) -> Mapping[str, Tensor]:
+        """All sums: whole numbers, in int64 or float64."""
         return self._sums
 
     @override
