@@ -38,6 +38,8 @@ from repsim.runtime.threads import map_in_threads
 
 _AT_ONCE = 64
 """Permutations whose small matrices are fetched from a GPU at once, as each fetch waits until the GPU has finished."""
+_ROWS_SUMMED = 8
+"""Half rows of a Gram matrix that are summed in its dtype, before they are added to a sum in float64."""
 
 
 def permuted(
@@ -417,11 +419,12 @@ def permuted_products(
     permutations: Int64[Tensor, "count n"],
     step: Callable[[], None],
 ) -> Float64[Tensor, "count layers w"]:
-    """Compute <A, B[pi][:, pi]> for every permutation pi: half a row is summed in the matrices' dtype, then float64.
+    """Compute <A, B[pi][:, pi]> for every permutation pi: half rows are summed in the matrices' dtype, then float64.
 
     For one row of B at a time, which stays in the cache, the entries of many permutations are gathered, with the
     corresponding rows of A, and multiplied in one batched product. The buffers are reused. ``step`` is called as often
-    as there are permutations, spread over the work.
+    as there are permutations, spread over the work. With many layers, adding to the sums in float64 takes longer than
+    the products: so `_ROWS_SUMMED` rows are summed before.
     """
     n, layers, half = rows.shape
     width, place = columns.shape[2], float64_device(rows.device)
@@ -433,11 +436,14 @@ def permuted_products(
         of_columns = rows.new_empty(len(orders), half, width)
         of_rows = rows.new_empty(len(orders), layers, half)
         products = rows.new_empty(len(orders), layers, width)
-        for r in range(n):
-            i = inverse[:, r]  # row r of B is multiplied with row i of A
-            index = cyclic.gather(1, i[:, None] + ahead)
-            torch.index_select(columns[r], 0, index.flatten(), out=of_columns.view(-1, width))
-            torch.index_select(rows, 0, i, out=of_rows)
-            total[chunk] += torch.bmm(of_rows, of_columns, out=products).to(place)
-            progress(n * chunk.start + len(orders) * (r + 1), n * len(permutations))
+        for run in cut(n, _ROWS_SUMMED):
+            products.zero_()
+            for r in range(run.start, run.stop):
+                i = inverse[:, r]  # row r of B is multiplied with row i of A
+                index = cyclic.gather(1, i[:, None] + ahead)
+                torch.index_select(columns[r], 0, index.flatten(), out=of_columns.view(-1, width))
+                torch.index_select(rows, 0, i, out=of_rows)
+                products.baddbmm_(of_rows, of_columns)
+            total[chunk] += products.to(place)
+            progress(n * chunk.start + len(orders) * run.stop, n * len(permutations))
     return total
