@@ -9,7 +9,7 @@ Cost model, with n samples, L layers and controls of p features each, in blocks 
 Gram matrices of a block        n^2 sum p FLOP: one triangle of each
 pairs of a block                n^2 R C FLOP for the sums of single samples of either side; twice that with classes
 values without each sample      n R C values for every kind of control
-permutations                    2 n k^2 FLOP for k shared directions, of which 110 are assumed; or n^2 / 2 for a pair
+permutations                    2 n k^2 FLOP for k shared directions, of which 110 are assumed; or n^2 for a pair
 ==============================  =======================================================================================
 """
 
@@ -377,6 +377,8 @@ def _steps(made: StudyPlan, design: Design, memory: int) -> list[Step]:
     return steps
 
 
+_GATHERED = 1.6
+"""Time of products of gathered entries, relative to that of as many large ones."""
 _SMALL_PRODUCTS = 2.5
 """Time of a product of small matrices, relative to that of large ones."""
 _DICTIONARY = 800.0
@@ -418,7 +420,7 @@ def _permutations(shape: StudyShape, made: StudyPlan) -> Cost:
         if n > tuning.current().exact_samples:
             cost += shape.permutations * Cost(flop64=2.0 * n * _DIRECTIONS**2 + 4.0 * _DIRECTIONS * (10 * count) ** 2)
         else:
-            cost += shape.permutations * Cost.of_products(float(n) ** 2 * count**2 / 2, shape.itemsize)
+            cost += shape.permutations * Cost.of_products(_GATHERED * float(n) ** 2 * count**2, shape.itemsize)
         if shape.controls:
             part = min(n, tuning.current().residual_samples)
             cost += shape.permutations * Cost(flop32=float(part) ** 2 * count**2, added=float(part) ** 2 * count)
