@@ -94,7 +94,7 @@ class GramSweep(SummedSweep[GramMeasure]):
 
     def parts(self, units: Iterable[int]) -> Iterator[Sums]:
         """Yield the sums of each pair of panels."""
-        shifts = [torch.stack(self._offsets(measure)).to(self.device, self.dtype) for measure in self.measures]
+        shifts = [[o.to(self.device, self.dtype) for o in self._offsets(measure)] for measure in self.measures]
         pairs = [self._pairs[unit] for unit in units]
         features = self._read(pairs)
         if not all(draw.in_memory for draw in self.draws):
@@ -141,7 +141,7 @@ class GramSweep(SummedSweep[GramMeasure]):
         """Return the data of all layers for tiles with the samples of a panel."""
         return [draw.rows(self._panels_of[panel]) for draw in self.draws]
 
-    def _part(self, left: slice, right: slice, x: Any, y: Any, shifts: list[Tensor]) -> Sums:
+    def _part(self, left: slice, right: slice, x: Any, y: Any, shifts: list[list[Tensor]]) -> Sums:
         layers, several = len(self.layers), len(self.measures) > 1
         place = float64_device(self.device)
         products = torch.zeros(len(self.measures), self.height, self.width, dtype=torch.float64, device=place)
@@ -169,7 +169,7 @@ class GramSweep(SummedSweep[GramMeasure]):
         kernels: Tensor,
         rows: tuple[list[Tensor], slice, slice],
         columns: tuple[list[Tensor], slice, slice],
-        shifts: list[Tensor],
+        shifts: list[list[Tensor]],
         alike: Tensor | None,
     ) -> None:
         """Write the tile of every draw; centre it, while it is in the cache, if there is only one measure.

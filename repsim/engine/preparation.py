@@ -1,6 +1,7 @@
 """Prepare each layer once by a recipe, sharing the layers among the processes of a run."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,9 +13,14 @@ from torch import Tensor
 from repsim.errors import UndefinedValueError
 from repsim.metrics import Factor, Recipe
 from repsim.metrics.recipes.base import StreamingRecipe
-from repsim.metrics.recipes.rows import Rows, prefetch
+from repsim.metrics.recipes.rows import Rows, cut, prefetch
+from repsim.runtime import tuning
 from repsim.runtime.processes import ALONE, Ranks
 from repsim.runtime.progress import sharing
+from repsim.runtime.threads import map_in_threads
+
+_SMALL_AT_ONCE = 64
+"""Small layers that are prepared before progress is reported."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +33,8 @@ class Source:
     """Name of the layer in messages."""
     rows: Callable[[], Rows | Tensor]
     """Function that opens the layer for reading."""
+    values: float = math.inf
+    """Number of values. Several small layers are prepared at a time."""
 
 
 @dataclass(frozen=True)
@@ -71,12 +79,26 @@ def prepare(
     work: Callable[[Any], Any] = recipe.fit if shared and isinstance(recipe, StreamingRecipe) else recipe
     own_sources = sources[me.rank :: me.world] if shared else sources
     results: dict[str, Any] = {}  # factors, fitted states, or errors
-    for source, x in _read_all(recipe, own_sources, device, keep=keep):
-        with _layer_in_errors(recipe, source), sharing(step):
+
+    def prepare_layer(source: Source, x: Rows | Tensor | None = None) -> None:
+        with _layer_in_errors(recipe, source):
             try:
-                results[source.name] = work(x)
+                results[source.name] = work(_read(source, keep=keep) if x is None else x)
             except UndefinedValueError as error:
                 results[source.name] = error
+
+    limit = tuning.current().small_layer if keep and device == "cpu" else 0
+    small, large = (
+        [source for source in own_sources if (source.values <= limit) == is_small] for is_small in (True, False)
+    )
+    for run in cut(len(small), _SMALL_AT_ONCE):
+        with sharing(lambda: None):
+            map_in_threads(prepare_layer, small[run], small=True)
+        for _ in small[run]:
+            step()
+    for source, x in _read_all(recipe, large, device, keep=keep):
+        with sharing(step):
+            prepare_layer(source, x)
         step()
     if shared:
         assert isinstance(recipe, StreamingRecipe)
