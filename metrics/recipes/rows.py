@@ -4,6 +4,7 @@ A layer of 50,000 samples need not fit into memory, because recipes and algorith
 files have this interface, and so has `Centred`, which is computed from them.
 """
 
+import functools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -100,8 +101,9 @@ def column_ranges(x: Rows) -> tuple[Float64[Tensor, " p"], Float64[Tensor, " p"]
         piece = x[i].to(place)
         return column_sums(piece, minus=first), piece.amin(0), piece.amax(0)
 
-    totals, lows, highs = map(torch.stack, zip(*map_pieces(of_piece, x, zip(pieces(x))), strict=True))
-    n, total, low, high = x.shape[0], totals.sum(0), lows.amin(0).double(), highs.amax(0).double()
+    totals, lows, highs = zip(*map_pieces(of_piece, x, zip(pieces(x))), strict=True)
+    n, total = x.shape[0], functools.reduce(torch.add, totals)
+    low, high = functools.reduce(torch.minimum, lows).double(), functools.reduce(torch.maximum, highs).double()
     # the same sum for float64 and float32, where both are exact, as of whole numbers
     mean = total / n if first is None else torch.where(total == 0, first, (total + first * n) / n)
     largest = float(torch.maximum(high, -low).max())
