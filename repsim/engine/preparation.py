@@ -1,7 +1,6 @@
 """Prepare each layer once by a recipe, sharing the layers among the processes of a run."""
 
 import dataclasses
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -33,8 +32,8 @@ class Source:
     """Name of the layer in messages."""
     rows: Callable[[], Rows | Tensor]
     """Function that opens the layer for reading."""
-    values: float = math.inf
-    """Number of values. Several small layers are prepared at a time."""
+    values: int | None = None
+    """Number of values, if it is known: several small layers are prepared at a time."""
 
 
 @dataclass(frozen=True)
@@ -88,9 +87,8 @@ def prepare(
                 results[source.name] = error
 
     limit = tuning.current().small_layer if keep and device == "cpu" else 0
-    small, large = (
-        [source for source in own_sources if (source.values <= limit) == is_small] for is_small in (True, False)
-    )
+    small = [source for source in own_sources if source.values is not None and source.values <= limit]
+    large = [source for source in own_sources if source.values is None or source.values > limit]
     for run in cut(len(small), _SMALL_AT_ONCE):
         with sharing(lambda: None):
             map_in_threads(prepare_layer, small[run], small=True)
@@ -107,7 +105,8 @@ def prepare(
         fitted = [source for source in sources if source.name not in results]
         for source, x in _read_all(recipe, fitted, device, keep=keep):
             results[source.name] = recipe.apply(x, _to_device(states[source.name], _float64_device(x)))
-    undefined = {name: str(result) for name, result in results.items() if isinstance(result, UndefinedValueError)}
+    errors = {source.name: results[source.name] for source in sources}
+    undefined = {name: str(result) for name, result in errors.items() if isinstance(result, UndefinedValueError)}
     factors = {source.name: results[source.name] for source in sources if source.name not in undefined}
     return Prepared(factors, undefined)
 
