@@ -31,7 +31,6 @@ from repsim.metrics.recipes.rows import (
     float64_device,
     in_memory,
     map_pieces,
-    new_rows,
     pieces,
 )
 from repsim.runtime import tuning
@@ -549,7 +548,7 @@ class CentredGram(KernelRecipe[Gram], StreamingRecipe[Gram]):
     def _centre(self, x: Centred, *, keep: bool) -> tuple[Float64[Tensor, " n"], Tensor | None]:
         """Return the norm of every sample after rounding, and, if they are to be kept, the samples in their order."""
         norms = torch.empty(x.shape[0], dtype=torch.float64, device=x.mean.device)
-        features = new_rows(x.shape, x.dtype, x.device) if keep else None
+        features = torch.empty(tuple(x.shape), dtype=x.dtype, device=x.device) if keep else None
         if features is None or self.batch is None:
             x.write(slice(None), features, norms)
             return norms, features

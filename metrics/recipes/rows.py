@@ -11,7 +11,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
-import numpy as np
 import torch
 from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
@@ -24,7 +23,6 @@ from repsim.runtime.threads import map_in_threads
 T = TypeVar("T")
 _LARGEST = 2.0**1000
 """Limit for values in float64, above which differences, sums or squares would overflow."""
-_OF_NUMPY = {torch.float32: np.float32, torch.float64: np.float64}
 _DIVIDED = 2**15
 """Number of values from which torch divides an operation among its threads."""
 
@@ -288,16 +286,6 @@ def map_pieces(work: Callable[..., T], x: Rows, parts: Iterable[tuple[Any, ...]]
     if x.device.type == "cpu":
         return map_in_threads(work, *zip(*parts, strict=True), small=x.shape[0] * x.shape[1] >= _DIVIDED)
     return [work(*part) for part in parts]
-
-
-def new_rows(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Float[Tensor, "n p"]:
-    """Return an array for the rows of a layer; on a CPU numpy makes it, which requests large pages from the system.
-
-    The system clears every page when it is first written. With pages of 4 KB that takes longer than to centre a layer.
-    """
-    if device.type == "cpu" and dtype in _OF_NUMPY:
-        return torch.from_numpy(np.empty(tuple(shape), _OF_NUMPY[dtype]))
-    return torch.empty(tuple(shape), dtype=dtype, device=device)
 
 
 def in_memory(x: Rows, *, source: Rows) -> Rows:
