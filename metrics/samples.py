@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from repsim.errors import InvalidInputError
-from repsim.runtime.arrays import as_array, check_exact, check_tensor, is_finite
+from repsim.metrics.recipes.rows import all_finite
+from repsim.runtime.arrays import as_array, check_exact, check_tensor
 
 Array = NDArray[Any]
 _COMPLEX = "complex features cannot be compared; take their real and imaginary parts as features"
@@ -74,7 +75,7 @@ def as_samples(x: Any, min_samples: int = 1, what: str = "x") -> Tensor:
         tensor = tensor.float()
     elif not tensor.is_floating_point():
         tensor = tensor.double()
-    if not is_finite(tensor.detach()):
+    if not all_finite(tensor.detach()):
         bad = torch.nonzero(~torch.isfinite(tensor))
         raise InvalidInputError(f"{len(bad)} values are NaN or infinite, the first in sample {int(bad[0, 0])}")
     return tensor

@@ -19,7 +19,7 @@ from repsim.runtime.progress import report_share, sharing
 from repsim.runtime.threads import map_in_threads
 
 T = TypeVar("T")
-_ROWS = 128
+_ROWS = 64
 """Rows of a stack of tiles that one thread multiplies."""
 
 
@@ -94,7 +94,7 @@ class GramSweep(SummedSweep[GramMeasure]):
 
     def parts(self, units: Iterable[int]) -> Iterator[Sums]:
         """Yield the sums of each pair of panels."""
-        shifts = [torch.stack(self._offsets(measure)).to(self.device, self.dtype) for measure in self.measures]
+        shifts = [[o.to(self.device, self.dtype) for o in self._offsets(measure)] for measure in self.measures]
         pairs = [self._pairs[unit] for unit in units]
         features = self._read(pairs)
         if not all(draw.in_memory for draw in self.draws):
@@ -110,8 +110,8 @@ class GramSweep(SummedSweep[GramMeasure]):
 
     def _noise(self, measure: GramMeasure) -> Float64[np.ndarray, " layers"]:
         """Return the largest ||A||^2 that is only rounding errors, from what centring removed, sum_ij (o_i + o_j)^2."""
-        o = torch.stack(self._offsets(measure)).cpu().unflatten(1, (-1, self.draws[0].block))
-        removed = 2 * (o.shape[2] * o.square().sum(2) + o.sum(2).square()).sum(1)
+        blocks = [o.cpu().unflatten(0, (-1, self.draws[0].block)) for o in self._offsets(measure)]
+        removed = torch.stack([2 * (o.shape[1] * o.square().sum(1) + o.sum(1).square()).sum() for o in blocks])
         eps = torch.tensor([draw.eps for draw in self.draws], dtype=torch.float64)
         noise: Float64[np.ndarray, " layers"]
         noise = (removed * (100 * eps) ** 2).unflatten(0, (self.times, len(self.layers))).amax(0).numpy()
@@ -141,7 +141,7 @@ class GramSweep(SummedSweep[GramMeasure]):
         """Return the data of all layers for tiles with the samples of a panel."""
         return [draw.rows(self._panels_of[panel]) for draw in self.draws]
 
-    def _part(self, left: slice, right: slice, x: Any, y: Any, shifts: list[Tensor]) -> Sums:
+    def _part(self, left: slice, right: slice, x: Any, y: Any, shifts: list[list[Tensor]]) -> Sums:
         layers, several = len(self.layers), len(self.measures) > 1
         place = float64_device(self.device)
         products = torch.zeros(len(self.measures), self.height, self.width, dtype=torch.float64, device=place)
@@ -169,7 +169,7 @@ class GramSweep(SummedSweep[GramMeasure]):
         kernels: Tensor,
         rows: tuple[list[Tensor], slice, slice],
         columns: tuple[list[Tensor], slice, slice],
-        shifts: list[Tensor],
+        shifts: list[list[Tensor]],
         alike: Tensor | None,
     ) -> None:
         """Write the tile of every draw; centre it, while it is in the cache, if there is only one measure.
@@ -188,10 +188,12 @@ class GramSweep(SummedSweep[GramMeasure]):
         )  # so that all threads end together
         self._in_threads(make, widest_first)
 
-    def _in_threads(self, work: Callable[[Any], T], items: Iterable[Any]) -> list[T]:
+    def _in_threads(self, work: Callable[[Any], T], items: Iterable[Any], *, small: bool = False) -> list[T]:
         """Call ``work`` with every item: in threads on a CPU, and otherwise in order."""
         with sharing(lambda: None):  # the tiles report the share of the unit, and not the layers of each
-            return map_in_threads(work, items) if self.device.type == "cpu" else list(map(work, items))
+            if self.device.type == "cpu":
+                return map_in_threads(work, items, small=small)
+            return list(map(work, items))
 
     def _collect(self, stack: Tensor, i: slice, j: slice, products: Tensor, squares: Tensor) -> None:
         """Add the contribution of one tile of every layer, (draws, layers, i, j), to every pair."""
@@ -210,7 +212,7 @@ class GramSweep(SummedSweep[GramMeasure]):
                 dots = torch.linalg.vecdot(part[0], part[-1]).to(squares.device).double()
             return pairs, dots.sum(1)
 
-        for pairs, own in self._in_threads(of_rows, cut(stack.shape[2], _ROWS)):
+        for pairs, own in self._in_threads(of_rows, cut(stack.shape[2], _ROWS), small=True):
             products += weight / self.times * pairs
             squares += weight * own
 

@@ -27,19 +27,21 @@ from repsim.metrics.recipes.rows import (
     Centred,
     Rows,
     column_means,
-    column_sums,
     cut,
     float64_device,
     in_memory,
     map_pieces,
     pieces,
-    widened,
 )
 from repsim.runtime import tuning
 
 Kernel = Literal["linear", "rbf", "distance"]
 _ONE_MATRIX = 8192
 """Largest number of samples for which a whole centred Gram matrix is made, for a chance level."""
+_ORDINARY = 2.0**16
+"""Largest centred value of a layer, and inverse of the smallest one, for which products of float32 need no scale."""
+_SUMMED = 128
+"""Samples that are summed in the dtype of the features, before the sums are added in float64."""
 _FAR = 2.0**-10
 """Samples whose median squared norm is below this share of the mean lose half of the digits of float32."""
 NEAR = 2.0**-12
@@ -174,7 +176,8 @@ class Gram(KernelMatrix, MomentFactor):
     without it a wide kernel, with all values close to 1, keeps its digits. The distance kernel is -d_ij.
 
     Features are divided by a power of two such that their mean squared norm is between 1/4 and 1, so that squares of
-    tiny or huge activations neither underflow nor overflow; cosines do not depend on the scale.
+    tiny or huge activations neither underflow nor overflow; cosines do not depend on the scale. Minibatches of a linear
+    kernel keep their scale if their values are neither tiny nor huge.
     """
 
     features: Rows
@@ -428,6 +431,8 @@ class GramState:
     width: float | None
     dtype: torch.dtype
     """Dtype of the features: float64 if float32 would lose the differences between most samples."""
+    rounded_mean: bool = False
+    """Whether the mean is rounded before it is subtracted (`Centred`)."""
 
 
 @dataclass(frozen=True)
@@ -517,15 +522,20 @@ class CentredGram(KernelRecipe[Gram], StreamingRecipe[Gram]):
         mean, peak = column_means(x)
         peak = _power_of_two(peak)  # the largest value is below it, so that no square overflows
         dtype = torch.promote_types(x.dtype, torch.float32)
-        norms, features = self._centre(Centred(x, mean, peak, dtype), keep=keep)
+        centred = Centred(x, mean, 1.0, dtype, rounded_mean=True)
+        if not self._shift_is_centred(x, peak):
+            centred = Centred(x, mean, peak, dtype)
+        norms, features = self._centre(centred, keep=keep)
         if float64_device(x.device) == x.device and self._far_apart(norms):
-            dtype = torch.float64
-            norms, features = self._centre(Centred(x, mean, peak, dtype), keep=keep)
-        scale = _power_of_two(float(norms.square().mean().sqrt()))
+            centred = Centred(x, mean, peak, torch.float64)
+            norms, features = self._centre(centred, keep=keep)
+        scale = 1.0 if centred.rounded_mean else _power_of_two(float(norms.square().mean().sqrt()))
         squared_norms = (norms / scale).square()
-        if features is not None:
+        if features is not None and scale != 1:
             map_pieces(lambda i: features[i].mul_(1 / scale), features, zip(pieces(features)))
-        state = GramState(mean, peak * scale, squared_norms, torch.zeros_like(squared_norms), None, dtype)
+        zero = torch.zeros_like(squared_norms)
+        centred = dataclasses.replace(centred, scale=centred.scale * scale)
+        state = GramState(mean, centred.scale, squared_norms, zero, None, centred.dtype, centred.rounded_mean)
         if self.kernel != "linear":
             gram = dataclasses.replace(self, batch=None)._gram(x, state, features)
             if self.kernel == "rbf":
@@ -545,6 +555,15 @@ class CentredGram(KernelRecipe[Gram], StreamingRecipe[Gram]):
         order = torch.from_numpy(partition(x.shape[0]))
         x.write(order.to(x.device), features, norms)
         return torch.empty_like(norms).index_copy_(0, order.to(norms.device), norms), features
+
+    def _shift_is_centred(self, x: Rows, peak: float) -> bool:
+        """Return whether a shift of all samples changes nothing, and no scale is needed, so that the mean may be
+        rounded.
+
+        Row sums are computed of the minibatches of a linear kernel, so that centring removes a shift.
+        """
+        cut_linear = self.kernel == "linear" and self.batch is not None
+        return cut_linear and x.dtype in {torch.float32, torch.float64} and 1 / _ORDINARY <= peak <= _ORDINARY
 
     def _far_apart(self, norms: Float64[Tensor, " n"]) -> bool:
         """Return whether some samples are so far from the others that float32 loses the differences between the others.
@@ -567,7 +586,7 @@ class CentredGram(KernelRecipe[Gram], StreamingRecipe[Gram]):
 
     def _gram(self, x: Rows, state: GramState, features: Tensor | None) -> Gram:
         """Make the factor; ``features`` are all samples in their order, if they are in memory already."""
-        rows: Rows = Centred(x, state.mean, state.scale, state.dtype) if features is None else features
+        rows: Rows = features if features is not None else _centred(x, state)
         norms, row_sums = state.squared_norms, state.row_sums
         if self.batch is not None:
             order = self._order(x)
@@ -638,22 +657,29 @@ def distances(x: Float64[Tensor, "n p"]) -> Float64[Tensor, "n n"]:
     return torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist")
 
 
+def _centred(x: Rows, state: GramState) -> Centred:
+    """Return the features, which are computed when they are read."""
+    return Centred(x, state.mean, state.scale, state.dtype, state.rounded_mean)
+
+
 def _power_of_two(x: float) -> float:
     """Return the next power of two above x; dividing by it rounds nothing."""
     return math.ldexp(1.0, math.frexp(x)[1])
 
 
 def _block_row_sums(gram: Gram) -> Float64[Tensor, " n"]:
-    """Return the row sums of every block of a kernel; X (X'1) for a linear kernel, without the matrix."""
+    """Return the row sums of every block of a kernel; X (X'1) for a linear kernel, without the matrix.
+
+    X'1 is only what the mean of the block differs from that of all samples, so that float32 has enough digits for it.
+    """
     sums = torch.empty_like(gram.squared_norms)
 
     def of_block(i: slice) -> None:
         features = gram.rows(i)
         if gram.kernel == "linear":
-            features = features.to(sums.device)
-            total = column_sums(features)
-            for run, rows in widened(features):
-                torch.mv(rows, total, out=sums[i][run])
+            parts = (features[run].T @ features.new_ones(run.stop - run.start) for run in cut(len(features), _SUMMED))
+            total = torch.stack([part.to(sums) for part in parts]).sum(0)
+            sums[i] = (features @ total.to(features)).to(sums)
             return
         tile = torch.empty(gram.block, gram.block, dtype=gram.dtype, device=gram.device)
         gram.tile(features, features, i, i, tile)

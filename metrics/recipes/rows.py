@@ -4,6 +4,7 @@ A layer of 50,000 samples need not fit into memory, because recipes and algorith
 files have this interface, and so has `Centred`, which is computed from them.
 """
 
+import functools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,11 +17,14 @@ from torch import Tensor
 
 from repsim.errors import UndefinedValueError
 from repsim.runtime import tuning
+from repsim.runtime.arrays import is_finite
 from repsim.runtime.threads import map_in_threads
 
 T = TypeVar("T")
 _LARGEST = 2.0**1000
 """Limit for values in float64, above which differences, sums or squares would overflow."""
+_DIVIDED = 2**15
+"""Number of values from which torch divides an operation among its threads."""
 
 
 @runtime_checkable
@@ -74,6 +78,11 @@ def cut(n: int, size: int, start: int = 0) -> Iterator[slice]:
         yield slice(start + k, start + min(n, k + length))
 
 
+def all_finite(x: Float[Tensor, "n p"]) -> bool:
+    """Return whether no value is NaN or infinite."""
+    return is_finite(x) if x.device.type != "cpu" else all(map_pieces(lambda i: is_finite(x[i]), x, zip(pieces(x))))
+
+
 def column_ranges(x: Rows) -> tuple[Float64[Tensor, " p"], Float64[Tensor, " p"], Float64[Tensor, " p"]]:
     """Return the mean, the smallest and the largest value of every column, in one pass in float64.
 
@@ -90,8 +99,9 @@ def column_ranges(x: Rows) -> tuple[Float64[Tensor, " p"], Float64[Tensor, " p"]
         piece = x[i].to(place)
         return column_sums(piece, minus=first), piece.amin(0), piece.amax(0)
 
-    totals, lows, highs = map(torch.stack, zip(*map_pieces(of_piece, x, zip(pieces(x))), strict=True))
-    n, total, low, high = x.shape[0], totals.sum(0), lows.amin(0).double(), highs.amax(0).double()
+    totals, lows, highs = zip(*map_pieces(of_piece, x, zip(pieces(x))), strict=True)
+    n, total = x.shape[0], functools.reduce(torch.add, totals)
+    low, high = functools.reduce(torch.minimum, lows).double(), functools.reduce(torch.maximum, highs).double()
     # the same sum for float64 and float32, where both are exact, as of whole numbers
     mean = total / n if first is None else torch.where(total == 0, first, (total + first * n) / n)
     largest = float(torch.maximum(high, -low).max())
@@ -127,12 +137,17 @@ def constant_layer() -> UndefinedValueError:
 
 @dataclass(frozen=True, eq=False)
 class Centred:
-    """Activations minus their column means, in units of ``scale``: computed in float64, then rounded to ``dtype``."""
+    """Activations minus their column means, in units of ``scale``: computed in float64, then rounded to ``dtype``.
+
+    With ``rounded_mean``, the means are rounded before they are subtracted, which takes a fifth of the time. All rows
+    are then shifted by the same rounding error, so only use it where such a shift changes nothing.
+    """
 
     source: Rows
     mean: Float64[Tensor, " p"]
     scale: float
     dtype: torch.dtype
+    rounded_mean: bool = False
 
     @property
     def shape(self) -> Sequence[int]:
@@ -164,8 +179,12 @@ class Centred:
     ) -> None:
         """Compute rows in float64 and write them into ``out`` after rounding, and their norms after it into ``norms``.
 
-        A few rows at a time are in float64, so that they stay in the cache.
+        A few rows at a time are in float64, so that they stay in the cache. With ``rounded_mean``, norms have the
+        precision of ``dtype``.
         """
+        if self.rounded_mean:
+            self._write_rounded(rows, out, norms)
+            return
         exponent = math.frexp(self.scale)[0] == 0.5  # then a product with 1 / scale is exact
         shift = self.mean / -self.scale
 
@@ -184,6 +203,22 @@ class Centred:
                         out[target] = rounded
                 if norms is not None:
                     torch.linalg.vector_norm(exact.copy_(rounded), dim=1, out=norms[target])
+
+        map_pieces(of_piece, self.source, pieces_of(self, rows))
+
+    def _write_rounded(
+        self, rows: "slice | Tensor", out: Float[Tensor, "rows p"] | None, norms: Float64[Tensor, " rows"] | None
+    ) -> None:
+        """Do the same as `write` without float64; the scale is 1 and the source has the right dtype."""
+        mean = self.mean.to(self.device, self.dtype)
+
+        def of_piece(place: slice, part: "slice | Tensor") -> None:
+            if out is not None and isinstance(self.source, Tensor) and isinstance(part, Tensor):
+                centred = torch.index_select(self.source, 0, part, out=out[place]).sub_(mean)
+            else:
+                centred = torch.sub(self.source[part], mean, out=None if out is None else out[place])
+            if norms is not None:
+                norms[place] = torch.linalg.vector_norm(centred, dim=1).to(norms.device)
 
         map_pieces(of_piece, self.source, pieces_of(self, rows))
 
@@ -249,7 +284,7 @@ def column_sums(x: Tensor, *, minus: Float64[Tensor, " p"] | None = None) -> Flo
 def map_pieces(work: Callable[..., T], x: Rows, parts: Iterable[tuple[Any, ...]]) -> list[T]:
     """Call ``work`` with every part of x: in threads on a CPU, also if x is read from a file, or else in order."""
     if x.device.type == "cpu":
-        return map_in_threads(work, *zip(*parts, strict=True))
+        return map_in_threads(work, *zip(*parts, strict=True), small=x.shape[0] * x.shape[1] >= _DIVIDED)
     return [work(*part) for part in parts]
 
 

@@ -428,7 +428,9 @@ class Comparison:
         """
         min_samples = max(metric.min_samples for metric in self.metrics)
         sources = {
-            layer.shape.name: Source(layer.shape.name, layer.name, partial(self._read, layer, min_samples))
+            layer.shape.name: Source(
+                layer.shape.name, layer.name, partial(self._read, layer, min_samples), self.matrix.n * layer.shape.p
+            )
             for layer in self.matrix.layers
         }
         checkpoints = Checkpoints(None if parts is None else Path(parts))

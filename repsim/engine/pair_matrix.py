@@ -24,6 +24,7 @@ from repsim.results.summary import split_cautions
 from repsim.results.variables import AXIS, CHANCE
 from repsim.results.versions import FORMAT, VERSION
 from repsim.runtime import tuning
+from repsim.runtime.threads import map_in_threads
 from repsim.stores.alignment import AlignedView
 from repsim.stores.axes import Axes
 from repsim.stores.store import ActivationStore
@@ -177,7 +178,8 @@ class Matrix:
 
     @cached_property
     def _checksums(self) -> dict[ActivationStore, str]:
-        return {layer.store: layer.store.checksum for layer in self.layers}
+        stores = list(dict.fromkeys(layer.store for layer in self.layers))
+        return dict(zip(stores, map_in_threads(lambda store: store.checksum, stores), strict=True))
 
     @cached_property
     def _axes(self) -> dict[ActivationStore, Axes]:

@@ -12,9 +12,14 @@ from torch import Tensor
 from repsim.errors import UndefinedValueError
 from repsim.metrics import Factor, Recipe
 from repsim.metrics.recipes.base import StreamingRecipe
-from repsim.metrics.recipes.rows import Rows, prefetch
+from repsim.metrics.recipes.rows import Rows, cut, prefetch
+from repsim.runtime import tuning
 from repsim.runtime.processes import ALONE, Ranks
 from repsim.runtime.progress import sharing
+from repsim.runtime.threads import map_in_threads
+
+_SMALL_AT_ONCE = 64
+"""Small layers that are prepared before progress is reported."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +32,8 @@ class Source:
     """Name of the layer in messages."""
     rows: Callable[[], Rows | Tensor]
     """Function that opens the layer for reading."""
+    values: int | None = None
+    """Number of values, if it is known: several small layers are prepared at a time."""
 
 
 @dataclass(frozen=True)
@@ -71,12 +78,25 @@ def prepare(
     work: Callable[[Any], Any] = recipe.fit if shared and isinstance(recipe, StreamingRecipe) else recipe
     own_sources = sources[me.rank :: me.world] if shared else sources
     results: dict[str, Any] = {}  # factors, fitted states, or errors
-    for source, x in _read_all(recipe, own_sources, device, keep=keep):
-        with _layer_in_errors(recipe, source), sharing(step):
+
+    def prepare_layer(source: Source, x: Rows | Tensor | None = None) -> None:
+        with _layer_in_errors(recipe, source):
             try:
-                results[source.name] = work(x)
+                results[source.name] = work(_read(source, keep=keep) if x is None else x)
             except UndefinedValueError as error:
                 results[source.name] = error
+
+    limit = tuning.current().small_layer if keep and device == "cpu" else 0
+    small = [source for source in own_sources if source.values is not None and source.values <= limit]
+    large = [source for source in own_sources if source.values is None or source.values > limit]
+    for run in cut(len(small), _SMALL_AT_ONCE):
+        with sharing(lambda: None):
+            map_in_threads(prepare_layer, small[run], small=True)
+        for _ in small[run]:
+            step()
+    for source, x in _read_all(recipe, large, device, keep=keep):
+        with sharing(step):
+            prepare_layer(source, x)
         step()
     if shared:
         assert isinstance(recipe, StreamingRecipe)
@@ -85,7 +105,8 @@ def prepare(
         fitted = [source for source in sources if source.name not in results]
         for source, x in _read_all(recipe, fitted, device, keep=keep):
             results[source.name] = recipe.apply(x, _to_device(states[source.name], _float64_device(x)))
-    undefined = {name: str(result) for name, result in results.items() if isinstance(result, UndefinedValueError)}
+    errors = {source.name: results[source.name] for source in sources}
+    undefined = {name: str(result) for name, result in errors.items() if isinstance(result, UndefinedValueError)}
     factors = {source.name: results[source.name] for source in sources if source.name not in undefined}
     return Prepared(factors, undefined)
 

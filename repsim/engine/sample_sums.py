@@ -424,7 +424,7 @@ class SampleSums(GramSweep):
         return Panel(x, by_class)
 
     @override
-    def _part(self, left: slice, right: slice, x: Any, y: Any, shifts: list[Tensor]) -> Sums:
+    def _part(self, left: slice, right: slice, x: Any, y: Any, shifts: list[list[Tensor]]) -> Sums:
         rows, columns = self._runs(left), self._runs(right)
         largest = math.prod(max(run.stop - run.start for run in runs) for runs in (rows, columns))
         # two tiles: one is made while the other is multiplied, so that no thread waits for the last of a kind of work

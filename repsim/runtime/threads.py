@@ -24,12 +24,15 @@ _REPORT_EVERY = 0.5
 """Seconds after which the calling thread reports what is done."""
 
 
-def map_in_threads(function: Callable[..., R], *items: Iterable[Any]) -> list[R]:
+def map_in_threads(function: Callable[..., R], *items: Iterable[Any], small: bool = False) -> list[R]:
     """Call the function with every item, as many at a time as torch uses threads, and return the values in order.
 
     Several sequences of items give the arguments of one call each, like `map`. Start with the longest work if its
     parts are not alike. The calling thread reports how much is done (`repsim.runtime.progress.report_share`). An error
     of the function, or of a report, is raised after all threads have stopped; parts that were not started are left out.
+
+    A single part may use all threads of torch, unless it is ``small``: after every operation, those threads wait for
+    the next one by running for some milliseconds, and take the processor from the threads that are used here.
 
     Examples
     --------
@@ -38,7 +41,7 @@ def map_in_threads(function: Callable[..., R], *items: Iterable[Any]) -> list[R]
     """
     calls = list(zip(*items, strict=True))
     threads = min(torch.get_num_threads(), len(calls))
-    if threads <= 1:
+    if threads <= 1 and not (small and calls and torch.get_num_threads() > 1):
         results = []
         for call in calls:
             results.append(function(*call))

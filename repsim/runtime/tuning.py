@@ -51,6 +51,9 @@ class Tuning:
     """Values that are read at once, and processed by one thread."""
     scratch: int = 2**16
     """Values in float64 that a thread works on at once, few enough for the cache of one core."""
+    small_layer: int = 2**20
+    """Values of a layer up to which it is prepared by one thread, several layers at a time, because dividing it takes
+    longer than the work."""
     slab: int = 2**20
     """Values of a run of samples that is multiplied at once, so that it is converted to float64 within the cache."""
     widened: int = 2**20

@@ -261,8 +261,8 @@ class StoredRows:
 
     def _read(self, rows: slice | NDArray[np.int64]) -> Tensor:
         """Read consecutive rows, or rows in any order; check those that are read for the first time."""
-        checked = bool(self._checked[rows].all())
         array = self._array
+        checked = isinstance(array, ArrayInMemory) or bool(self._checked[rows].all())  # `StoreInMemory` checks it
         if isinstance(array, ArrayInMemory):
             tensor = array.read_in_place(rows)
         elif isinstance(rows, slice):

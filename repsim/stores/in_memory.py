@@ -20,6 +20,7 @@ from repsim.errors import InvalidInputError
 from repsim.labels import LayerKey, check_model_name
 from repsim.runtime.arrays import as_array, check_exact, check_tensor, is_finite
 from repsim.runtime.files import format_size
+from repsim.runtime.threads import map_in_threads
 from repsim.stores import extents
 from repsim.stores.axes import StatedAxes
 from repsim.stores.given import Described, check_contents, convert_layers, describe
@@ -87,13 +88,14 @@ class StoreInMemory(ActivationStore):
         return False
 
     def _check_finite(self) -> None:
+        runs = [rows for values in self._tensors.values() for _, rows in _pieces(values)]
+        if all(map_in_threads(is_finite, runs, small=True)):
+            return
         for key, values in self._tensors.items():
             bad, first = 0, 0
             for start, rows in _pieces(values):
-                if is_finite(rows):
-                    continue
                 finite = torch.isfinite(rows).flatten(1)
-                if not bad:
+                if not bad and not finite.all():
                     first = start + int(torch.nonzero(~finite.all(1))[0, 0])
                 bad += int((~finite).sum())
             if bad:

@@ -14,6 +14,7 @@ import xarray as xr
 import repsim
 from repsim.engine.comparison import Comparison
 from repsim.errors import InvalidInputError, SampleMismatchError
+from repsim.runtime import tuning
 from repsim.stores.alignment import AlignedView
 
 METRICS = ["cka", "svcca", "mutual_knn", "procrustes"]
@@ -291,3 +292,13 @@ def test_tensors_on_a_gpu_stay_there(models: dict[str, Layers]) -> None:
             repsim.compare(on_gpu, metrics=METRICS, device=device),
             repsim.compare(models, metrics=METRICS, device=device),
         )
+
+
+def test_small_layers_are_prepared_several_at_a_time(models: dict[str, Layers]) -> None:
+    constant = {"constant": np.ones((60, 3)), "varies": models["other"]["out"]}
+    with tuning.using(small_layer=0):
+        expected = repsim.compare(models["net"], constant, METRICS)
+    result = repsim.compare(models["net"], constant, METRICS)
+    check_equal(result, expected)
+    assert np.isnan(result["cka"].sel(layer_b="constant")).all()
+    assert "constant" in result["cka"].attrs["undefined"]

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from repsim.errors import InvalidInputError, UndefinedValueError, UnreliableValueWarning
+from repsim.labels import partition
 from repsim.metrics import get
 from repsim.metrics.algorithms.cross import Cross
 from repsim.metrics.algorithms.feature_space import MomentSweep
@@ -371,3 +372,22 @@ def test_hsic0_of_the_reference_is_the_published_one(rng: np.random.Generator) -
     """Kornblith 2019, eq. 1-2: for centred linear kernels, HSIC_0 (n - 1)^2 = ||X'Y||_F^2."""
     x, y = (layer - layer.mean(0) for layer in related_layers(rng, 15, 3, 4))
     assert hsic0(gram(x), gram(y)) * 14**2 == pytest.approx(np.sum((x.T @ y) ** 2), rel=1e-12)
+
+
+@pytest.mark.parametrize("factor", [1e-20, 1e-3, 1.0, 1e20])
+@pytest.mark.parametrize("mean", [0, 300])
+def test_minibatches_of_float32_of_any_scale_and_mean(factor: float, mean: int, rng: np.random.Generator) -> None:
+    layers = [(factor * (layer + mean)).astype(np.float32) for layer in related_layers(rng, 150, 40, 70)]
+    metric = get("cka:estimator=minibatch,batch=32")
+    wide = [layer.astype(np.float64) / factor for layer in layers]
+    batches = partition(150)[:128].reshape(4, 32)
+    a, b = ([gram(layer[batch] - layer.mean(0)) for batch in batches] for layer in wide)
+    xy, xx, yy = (sum(map(hsic1, left, right)) for left, right in ((a, b), (a, a), (b, b)))
+    assert metric(*layers) == pytest.approx(xy / math.sqrt(xx * yy), abs=3e-7)
+    recipe = metric.recipe
+    for layer in layers:
+        x = as_samples(layer)
+        streamed = recipe(RowsOnDisk(x.numpy()))
+        factor_in_memory = recipe(x)
+        assert torch.equal(streamed.rows(slice(0, 128)), factor_in_memory.rows(slice(0, 128)))
+        assert torch.equal(streamed.row_sums, factor_in_memory.row_sums)

@@ -145,3 +145,11 @@ def test_a_forked_process_starts_its_own_threads(threads: int) -> None:
     if child == 0:
         os._exit(map_in_threads(abs, [-3, -4, -5]) != [3, 4, 5])
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_a_small_part_runs_in_one_thread_of_torch(threads: int) -> None:
+    def count(_: int) -> tuple[int, bool]:
+        return torch.get_num_threads(), threading.current_thread() is threading.main_thread()
+
+    assert map_in_threads(count, [0], small=True) == [(1, threads == 1)]
+    assert map_in_threads(count, [0]) == [(threads, True)]
