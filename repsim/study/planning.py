@@ -269,14 +269,13 @@ def _peak(shape: StudyShape, design: Design, groups: Sequence[Group], *, kept: b
     held += shape.units * columns_of_study * (4 if shape.units * columns_of_study > SINGLE else 8)
     held += 8 * (shape.kinds + 2 * shape.conditions) * len(every) ** 2
     pairs_kept = of_block.rows * (of_block.rows + 1) // 2 if block.diagonal else of_block.rows * of_block.columns
-    sums = 8 * n * pairs_kept * shape.kinds
-    sums += 8 * (cells**2 + 4 * shape.splits) * of_block.rows * of_block.columns
+    sums = 8 * (n + cells * (cells + 1) // 2) * pairs_kept * shape.kinds
+    sums += 16 * (2 * shape.splits + 1) * of_block.rows * of_block.columns * bool(shape.classes)  # of class means
     if shape.grouped:  # all layers with all, and values of every unit
         sums = 8 * shape.units * layers**2 * shape.kinds * 2 + 2**29
     of_panel = min(panel, n) * (features + layers * shape.classes) * shape.itemsize
     panels = (_HELD if kept else _HELD + 1) * of_panel
-    sums += n * layers * (2 * shape.splits + 1) * (8 + shape.itemsize * bool(shape.classes))
-    # before the tiles are made
+    sums += 8 * n * layers * (2 * shape.splits + 4)  # of products with all samples and halves, norms, offsets
     # before the tiles are made: sums over cells and classes, exact and rounded, and means of one run of samples
     means = (8 + shape.itemsize) * cells * max(1, shape.classes) * features + 2**26 * bool(shape.classes)
     tile = tile_of(shape, layers, panel)

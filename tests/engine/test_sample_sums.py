@@ -241,6 +241,55 @@ def test_float32_is_as_accurate_as_the_comparison(rng: np.random.Generator, shif
         assert error(left_out(within, i), reference, energies) < 2 * limit
 
 
+def check_within(sums: SampleSums, expected: Expected, classes: NDArray[np.int64], rtol: float) -> None:
+    """Check all values within classes: of all samples, of halves, and without each of some samples."""
+    everything = np.arange(len(classes))
+    check(sums.within(0), expected.within(everything, classes), rtol)
+    check(sums.within_whole, expected.within(everything, classes), rtol)
+    for s, cells in enumerate(sums._subsets):
+        check(sums.within(1 + s), expected.within(everything[cells[sums._cells.numpy()]], classes), rtol)
+    without = sums.within_without(slice(0, 3))
+    for i in range(3):
+        check(left_out(without, i), expected.within(np.delete(everything, i), classes), rtol)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("spread", [1 / 30, 1 / 150])
+def test_tight_classes_lose_no_digits(rng: np.random.Generator, dtype: Any, spread: float) -> None:
+    """Deviations from class means have the digits that features leave them; only float32 rounds these."""
+    n = 140
+    classes = np.arange(n) % 7
+    layers = [(rng.normal(size=(7, p))[classes] + spread * rng.normal(size=(n, p))).astype(dtype) for p in (6, 64, 20)]
+    halves = draw_halves(np.arange(n), 3, seed=0)
+    SIDES["three"] = ([0, 1, 2], [0, 1, 2])
+    sums = summed(layers, "three", classes=classes, cells=halves.cells, subsets=halves.subsets, panel=64, tile=32)
+    expected = Expected([x.astype(np.float64) for x in layers], "three")
+    check_within(sums, expected, classes, rtol=1e-12 if dtype == np.float64 else 3e-6)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_sample_far_from_all_others_takes_no_digits(rng: np.random.Generator, dtype: Any) -> None:
+    """Sums without it are not those of rounding errors of its own sums; the largest is 10,000 times the others."""
+    n = 140
+    classes = np.arange(n) % 7
+    layers = [rng.normal(size=(n, p)).astype(dtype) for p in (6, 64, 20)]
+    for x in layers:
+        x[1] *= 10_000
+    halves = draw_halves(np.arange(n), 3, seed=0)
+    SIDES["three"] = ([0, 1, 2], [0, 1, 2])
+    sums = summed(layers, "three", classes=classes, cells=halves.cells, subsets=halves.subsets, panel=64, tile=32)
+    expected = Expected([x.astype(np.float64) for x in layers], "three")
+    check_within(sums, expected, classes, rtol=1e-4)
+    check(sums.all, expected.on(np.arange(n)))
+    check(left_out(sums.without(slice(0, 1)), 0), expected.on(np.delete(np.arange(n), 0)), 1e-9)
+    without = left_out(sums.without(slice(1, 2)), 0)  # offsets of all samples depend on the one that is left out
+    reference = expected.on(np.delete(np.arange(n), 1))
+    if dtype == np.float64:
+        check(without, reference, 0.02)
+    else:
+        assert np.isnan(without.own).all()  # what float32 rounds in the features of that sample is larger
+
+
 def shared_sums(layers: Sequence[Array], sides: str, shares: Sequence[Any], **options: Any) -> SampleSums:
     """Sum as several processes do, each of which adds a share of the units and sums the features of some layers."""
     grams, exchanged = factors(layers), list[dict[int, Any]]()
