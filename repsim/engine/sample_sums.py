@@ -40,10 +40,6 @@ _BITS = 61
 """Bits of the largest possible sum, so that no sum of whole numbers overflows."""
 _FLOAT_BITS = 51
 """The same for sums of whole numbers in float64, so that each of them is exact."""
-_ROWS = 128
-"""Rows of a tile, at most, whose products are computed by one thread at a time."""
-_PRODUCTS = 2**22
-"""Products, at most, that a thread computes at a time, unless one row has more."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -509,10 +505,6 @@ class SampleSums(GramSweep):
         kept = 0 if self._packing is None else len(self._packing)
         size = self._rows_at_once * (self.height * self.width + kept)
         return torch.empty(size, dtype=self.dtype, device=self.device)
-
-    @property
-    def _rows_at_once(self) -> int:
-        return max(1, min(_ROWS, _PRODUCTS // (self.height * self.width)))
 
     def _products_of_rows(
         self, by_row: Float[Tensor, "samples layers columns"], spare: Tensor

@@ -19,6 +19,7 @@ from repsim.metrics.recipes.groups import Groups
 from repsim.runtime.processes import Ranks
 from repsim.study.block_sums import draw_halves
 from tests.metrics.references import gram, u_centred
+from tests.threads import torch_threads
 
 Array = NDArray[np.float64]
 N = 33
@@ -326,6 +327,20 @@ def test_sums_do_not_depend_on_who_adds_them(rng: np.random.Generator, dtype: An
     ):  # fmt: skip
         np.testing.assert_array_equal(of_shared.pairs, of_whole.pairs)
         np.testing.assert_array_equal(of_shared.own, of_whole.own)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_bits_do_not_depend_on_the_number_of_threads(rng: np.random.Generator, count: int) -> None:
+    """For one layer, too, which a single thread centres and multiplies."""
+    layers = [rng.normal(size=(150, 900)).astype(np.float32) for _ in range(count)]
+    SIDES["these"] = ([*range(count)],) * 2
+    results = []
+    for threads in (1, 2, 4):
+        with torch_threads(threads):
+            sums = summed(layers, "these", classes=np.arange(150) % 5, cells=np.arange(150) % 4, cubes=True)
+            results.append([*sums.state.values(), *(torch.from_numpy(sums.within(s).own) for s in range(3))])
+    for others in results[1:]:
+        assert all(map(torch.equal, results[0], others))
 
 
 def test_every_unit_is_a_step(rng: np.random.Generator) -> None:
