@@ -97,14 +97,16 @@ class ClassMeans:
     ) -> Float64[Tensor, "layers n"]:
         """Return bounds of the norms of deviations from the norms of features, of samples of these classes."""
         of_means = torch.stack([torch.linalg.vector_norm(means.to(norms), dim=1) for means in self._means])
-        return (norms + of_means[:, numbers]) / torch.tensor(self.units).to(norms)[:, None]
+        bound: Tensor = (norms + of_means[:, numbers]) / torch.tensor(self.units).to(norms)[:, None]
+        return bound
 
     def weighted(self, run: slice, k: int) -> Float64[Tensor, "subsets run_and_classes"]:
         """Return M of a run of classes with all classes, times the roots of the sizes of both, for one layer."""
         means = torch.tensordot(self._subsets, self._sums[k], 1) / self.sizes.clamp(min=1)[..., None]
         M = means[:, run] @ means.mT
         M.diagonal(run.start, 1, 2).zero_()
-        return M.mul_((self.sizes[:, run, None] * self.sizes[:, None]).sqrt()).flatten(1)
+        weighted: Tensor = M.mul_((self.sizes[:, run, None] * self.sizes[:, None]).sqrt()).flatten(1)
+        return weighted
 
     def round(self) -> None:
         """Round the sums of deviations to the dtype of the features, for `of_samples`."""

@@ -163,10 +163,10 @@ class SampleSums(GramSweep):
         self._offsets64 = torch.stack(self._offsets(self.measures[0])).to(self._place)
         self._shifts = self._offsets64[:, self._order.to(self._place)].to(self.device, self.dtype)
         self._squared_norms = torch.stack([layer.squared_norms.to(self._place) for layer in self.layers])
-        rows = self._largest_rows()
-        self._units = {"samples": self._units_of(rows)}
+        largest = self._largest_rows()
+        self._units = {"samples": self._units_of(largest)}
         """Unit of the sums over each sample, in the order of the tiles, for every kernel."""
-        self._unit = {"samples of cells": self._unit_of_sums(rows)}
+        self._unit = {"samples of cells": self._unit_of_sums(largest)}
         """Unit of the sums over many samples."""
         self._with_all = np.concatenate([np.ones((1, self._subsets.shape[1]), bool), self._subsets])
         """All samples, and then the subsets, as cells."""
@@ -279,9 +279,11 @@ class SampleSums(GramSweep):
 
         def centre(k: int) -> Tensor:
             means.centre(k, x[k], numbers)
-            return torch.linalg.vecdot(x[k], x[k]).to(self._place, torch.float64)
+            squared: Tensor = torch.linalg.vecdot(x[k], x[k])
+            return squared.to(self._place, torch.float64)
 
-        return torch.stack(self._in_threads(centre, range(len(self.layers))))
+        squares: list[Tensor] = self._in_threads(centre, range(len(self.layers)))
+        return torch.stack(squares)
 
     def _add_class_means(self, means: ClassMeans, i: slice, y: Sequence[Tensor]) -> None:
         """Add sum_ic n_c G_ic F_ic over the samples of a panel, from deviations."""
@@ -590,7 +592,7 @@ class SampleSums(GramSweep):
         computed, stored = (np.array(eps) for eps in zip(*(
             (torch.finfo(draw.dtype).eps, draw.eps) for draw in self.draws
         ), strict=True))  # fmt: skip
-        return np.maximum(100 * computed, (100 * stored) ** 2)
+        return np.asarray(np.maximum(100 * computed, (100 * stored) ** 2))
 
     def _row_sums(self, s: int) -> Float64[Tensor, "layers members"]:
         """Return a_i = sum_j A_ij over the other samples of a subset, for its samples."""
