@@ -282,8 +282,9 @@ class SampleSums(GramSweep):
             squared: Tensor = torch.linalg.vecdot(x[k], x[k])
             return squared.to(self._place, torch.float64)
 
-        squares: list[Tensor] = self._in_threads(centre, range(len(self.layers)))
-        return torch.stack(squares)
+        with torch.inference_mode():  # in which features from a file were read, in another thread
+            squares: list[Tensor] = self._in_threads(centre, range(len(self.layers)))
+            return torch.stack(squares)
 
     def _add_class_means(self, means: ClassMeans, i: slice, y: Sequence[Tensor]) -> None:
         """Add sum_ic n_c G_ic F_ic over the samples of a panel, from deviations."""
