@@ -112,8 +112,8 @@ class MomentSweep(SummedSweep[MomentMeasure]):
         needed = {u for pair in pairs for u in pair}
         alone = len(pairs) < torch.get_num_threads()  # then the threads multiply together
         if alone or not all(self.layers[u].in_memory for u in needed):
-            return map_in_threads(self._compare, pairs, self._moments(pairs))
-        return map_in_threads(lambda pair: self._compare(pair, self._moments([pair])[0]), pairs)
+            return map_in_threads(self._compare, pairs, self._moments(pairs), share_one=True)
+        return map_in_threads(lambda pair: self._compare(pair, self._moments([pair])[0]), pairs, share_one=True)
 
     def _moments(self, pairs: Sequence[tuple[int, int]]) -> list[Tensor]:
         """Return X'Y of every pair: sums in float64, or the product itself if all samples make one run."""

@@ -20,7 +20,9 @@ from repsim.runtime.threads import map_in_threads
 
 T = TypeVar("T")
 _ROWS = 64
-"""Rows of a stack of tiles that one thread multiplies."""
+"""Rows of a stack of tiles that one thread multiplies, at most."""
+_PRODUCTS = 2**22
+"""Products that one thread computes at once, at most, unless one row has more."""
 
 
 @runtime_checkable
@@ -188,12 +190,15 @@ class GramSweep(SummedSweep[GramMeasure]):
         )  # so that all threads end together
         self._in_threads(make, widest_first)
 
-    def _in_threads(self, work: Callable[[Any], T], items: Iterable[Any], *, small: bool = False) -> list[T]:
+    def _in_threads(self, work: Callable[[Any], T], items: Iterable[Any]) -> list[T]:
         """Call ``work`` with every item: in threads on a CPU, and otherwise in order."""
         with sharing(lambda: None):  # the tiles report the share of the unit, and not the layers of each
-            if self.device.type == "cpu":
-                return map_in_threads(work, items, small=small)
-            return list(map(work, items))
+            return map_in_threads(work, items) if self.device.type == "cpu" else list(map(work, items))
+
+    @property
+    def _rows_at_once(self) -> int:
+        """Rows of a stack of tiles that one thread multiplies."""
+        return max(1, min(_ROWS, _PRODUCTS // max(1, self.height * self.width)))
 
     def _collect(self, stack: Tensor, i: slice, j: slice, products: Tensor, squares: Tensor) -> None:
         """Add the contribution of one tile of every layer, (draws, layers, i, j), to every pair."""
@@ -212,7 +217,7 @@ class GramSweep(SummedSweep[GramMeasure]):
                 dots = torch.linalg.vecdot(part[0], part[-1]).to(squares.device).double()
             return pairs, dots.sum(1)
 
-        for pairs, own in self._in_threads(of_rows, cut(stack.shape[2], _ROWS), small=True):
+        for pairs, own in self._in_threads(of_rows, cut(stack.shape[2], self._rows_at_once)):
             products += weight / self.times * pairs
             squares += weight * own
 

@@ -163,9 +163,14 @@ def offsets(
     """Return `KernelMatrix.offsets` from the row sums and the diagonal of each block."""
     n = row_sums.shape[-1]
     if not unbiased:
-        return (row_sums - row_sums.mean(-1, keepdim=True) / 2) / n
+        return (row_sums - _sum(row_sums) / (2 * n)) / n
     sums = row_sums - diagonal
-    return (sums - sums.sum(-1, keepdim=True) / (2 * (n - 1))) / (n - 2)
+    return (sums - _sum(sums) / (2 * (n - 1))) / (n - 2)
+
+
+def _sum(values: Float64[Tensor, "*blocks b"]) -> Float64[Tensor, "*blocks 1"]:
+    """Return the sum of each row, from parts that torch does not divide among threads: that changes the last bits."""
+    return torch.stack([part.sum(-1, keepdim=True) for part in values.split(2**14, -1)]).sum(0)
 
 
 @dataclass(frozen=True, eq=False)

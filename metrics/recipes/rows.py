@@ -23,8 +23,6 @@ from repsim.runtime.threads import map_in_threads
 T = TypeVar("T")
 _LARGEST = 2.0**1000
 """Limit for values in float64, above which differences, sums or squares would overflow."""
-_DIVIDED = 2**15
-"""Number of values from which torch divides an operation among its threads."""
 
 
 @runtime_checkable
@@ -284,7 +282,7 @@ def column_sums(x: Tensor, *, minus: Float64[Tensor, " p"] | None = None) -> Flo
 def map_pieces(work: Callable[..., T], x: Rows, parts: Iterable[tuple[Any, ...]]) -> list[T]:
     """Call ``work`` with every part of x: in threads on a CPU, also if x is read from a file, or else in order."""
     if x.device.type == "cpu":
-        return map_in_threads(work, *zip(*parts, strict=True), small=x.shape[0] * x.shape[1] >= _DIVIDED)
+        return map_in_threads(work, *zip(*parts, strict=True))
     return [work(*part) for part in parts]
 
 

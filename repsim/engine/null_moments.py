@@ -14,6 +14,7 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 from typing_extensions import override
 
+from repsim.engine.preparation import map_layers
 from repsim.engine.subsampling import centred
 from repsim.errors import InvalidInputError
 from repsim.metrics.algorithms.gram_space import GramSweep, tile_side
@@ -21,10 +22,14 @@ from repsim.metrics.cka import CKA
 from repsim.metrics.recipes.gram import Gram
 from repsim.metrics.recipes.rows import cut, float64_device
 from repsim.runtime import tuning
-from repsim.runtime.progress import Progress, counter
+from repsim.runtime.progress import Progress, counter, sharing
 
 _CANCELLED = 1e-6
 """Below this share of ||B||^2, ||A||^2 has lost digits; above it, tr(A^3) is correct to 1e-7 ||A||^3."""
+_AT_ONCE = 64
+"""Layers after which progress is reported."""
+_IN_THREADS = 2048
+"""Largest Z'Z or A that is made beside others."""
 
 
 @dataclass(frozen=True)
@@ -106,13 +111,23 @@ def cubic_moments(
         for part in sweep.parts(sweep.order):
             cubes += part
             step()
-    moments = []
-    for k, (layer, cube, noise) in enumerate(zip(layers, cubes, sweep.noise, strict=True)):
+    place = {id(layer): k for k, layer in enumerate(layers)}
+
+    def norms_and_triangles(layer: Gram) -> tuple[float, float]:
+        k = place[id(layer)]
         rows = None if row_squares is None else torch.from_numpy(np.ascontiguousarray(row_squares[:, k]))
-        norm2, triangles = (_is_narrow(layer) and _from_features(layer, rows)) or _from_gram_matrix(layer)
-        sums = (norm2, triangles, float(cube)) if norm2 > noise else (math.nan,) * 3
-        moments.append(CubicMoments(layer.n, *sums))
-        step()
+        return (_is_narrow(layer) and _from_features(layer, rows)) or _from_gram_matrix(layer)
+
+    moments = []
+    for run in cut(len(layers), _AT_ONCE):
+        with sharing(lambda: None):  # these are steps, and not parts of one
+            values = map_layers(norms_and_triangles, layers[run], _IN_THREADS)
+        for layer, (norm2, triangles), cube, noise in zip(
+            layers[run], values, cubes[run], sweep.noise[run], strict=True
+        ):
+            sums = (norm2, triangles, float(cube)) if norm2 > noise else (math.nan,) * 3
+            moments.append(CubicMoments(layer.n, *sums))
+            step()
     return moments
 
 

@@ -40,6 +40,8 @@ _AT_ONCE = 64
 """Permutations whose small matrices are fetched from a GPU at once, as each fetch waits until the GPU has finished."""
 _ROWS_SUMMED = 8
 """Half rows of a Gram matrix that are summed in its dtype, before they are added to a sum in float64."""
+_GATHERED = 2**21
+"""Values that a thread gathers, or multiplies, at once for a permutation, unless one layer or group has more."""
 
 
 def permuted(
@@ -255,7 +257,10 @@ class _Within:
         total = torch.zeros((), device=self.device)
         for first, place, left, right in self._parts:
             groups = place[self._numbers[order[first]]]
-            total = total + left.flatten(1) @ right[:, groups].flatten(1).T
+            size = left.shape[2]
+            for run in cut(len(groups), max(1, _GATHERED // (len(right) * size))):
+                of_rows = left.flatten(1)[:, run.start * size : run.stop * size]
+                total = total + of_rows @ right[:, groups[run]].flatten(1).T
         return total
 
 
@@ -299,16 +304,36 @@ def _from_directions(
     """
     Q = _shared_directions(rows)
     assert Q is not None, "the caller has checked this"
-    C, D = (torch.cat([layer.features.loadings for layer in side], 1) for side in (rows, columns))  # type: ignore[attr-defined]
-    of_rows, of_columns = (_membership(side).to(Q) for side in (rows, columns))
+    D = torch.cat([layer.features.loadings for layer in columns], 1)  # type: ignore[attr-defined]
+    runs = []
+    for layers in _runs_of_layers([layer.p for layer in rows], max(1, _GATHERED // D.shape[1])):
+        of_run = rows[layers]
+        loadings = torch.cat([layer.features.loadings for layer in of_run], 1)  # type: ignore[attr-defined]
+        runs.append((loadings.T, _membership(of_run).to(Q)))
+    of_columns = _membership(columns).to(Q).T
     step = counter(len(orders), progress)
 
     def of_order(order: Int64[Tensor, " n"]) -> Float64[Tensor, "rows columns"]:
-        squares = (C.T @ (Q.T @ Q[order]) @ D).square_()
-        return of_rows @ squares @ of_columns.T
+        moved = (Q.T @ Q[order]) @ D
+        return torch.cat([of_rows @ (loadings @ moved).square_() for loadings, of_rows in runs]) @ of_columns
 
     values = _by_order(of_order, orders, Q.device, step)
     return _debiased_and_normalised(values, rows, columns, measure, orders)
+
+
+def _runs_of_layers(widths: Sequence[int], most: int) -> list[slice]:
+    """Cut layers into runs with at most so many features together, unless one has more.
+
+    >>> _runs_of_layers([3, 2, 9, 1, 1], 5)
+    [slice(0, 2, None), slice(2, 3, None), slice(3, 5, None)]
+    """
+    runs, start, total = [], 0, 0
+    for k, width in enumerate(widths):
+        if k > start and total + width > most:
+            runs.append(slice(start, k))
+            start, total = k, 0
+        total += width
+    return [*runs, slice(start, len(widths))]
 
 
 def _norm(layer: Gram, measure: GramMetric[Any]) -> float:

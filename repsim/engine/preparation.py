@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from torch import Tensor
 from repsim.errors import UndefinedValueError
 from repsim.metrics import Factor, Recipe
 from repsim.metrics.recipes.base import StreamingRecipe
+from repsim.metrics.recipes.gram import Gram
 from repsim.metrics.recipes.rows import Rows, cut, prefetch
 from repsim.runtime import tuning
 from repsim.runtime.processes import ALONE, Ranks
@@ -20,6 +21,7 @@ from repsim.runtime.threads import map_in_threads
 
 _SMALL_AT_ONCE = 64
 """Small layers that are prepared before progress is reported."""
+R = TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,7 @@ def prepare(
     large = [source for source in own_sources if source.values is None or source.values > limit]
     for run in cut(len(small), _SMALL_AT_ONCE):
         with sharing(lambda: None):
-            map_in_threads(prepare_layer, small[run], small=True)
+            map_in_threads(prepare_layer, small[run])
         for _ in small[run]:
             step()
     for source, x in _read_all(recipe, large, device, keep=keep):
@@ -152,3 +154,19 @@ def _to_device(value: Any, device: str) -> Any:
         parts = {field.name: _to_device(getattr(value, field.name), device) for field in dataclasses.fields(value)}
         return dataclasses.replace(value, **parts)
     return value
+
+
+def map_layers(function: Callable[[Gram], R], grams: Sequence[Gram], largest: int) -> list[R]:
+    """Call the function with every layer: on a CPU in threads, the largest first; one with larger matrices alone.
+
+    ``largest`` is that of the smaller one of the numbers of samples and features. Then all threads of torch work on a
+    layer, and so they do if there is only one.
+    """
+
+    def size(k: int) -> int:
+        return min(grams[k].n, grams[k].p)
+
+    apart = [k for k in range(len(grams)) if grams[k].device.type == "cpu" and size(k) <= largest]
+    apart.sort(key=lambda k: -size(k))
+    results = dict(zip(apart, map_in_threads(function, [grams[k] for k in apart], share_one=True), strict=True))
+    return [results[k] if k in results else function(grams[k]) for k in range(len(grams))]

@@ -24,6 +24,7 @@ from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 from typing_extensions import override
 
+from repsim.engine.class_means import ClassMeans
 from repsim.errors import InvalidInputError
 from repsim.metrics.algorithms.gram_space import GramSweep, tile_side
 from repsim.metrics.algorithms.sweep import Sums
@@ -39,10 +40,6 @@ _BITS = 61
 """Bits of the largest possible sum, so that no sum of whole numbers overflows."""
 _FLOAT_BITS = 51
 """The same for sums of whole numbers in float64, so that each of them is exact."""
-_ROWS = 128
-"""Rows of a tile, at most, whose products are computed by one thread at a time."""
-_PRODUCTS = 2**22
-"""Products, at most, that a thread computes at a time, unless one row has more."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,25 +52,8 @@ class Products:
 
 
 @dataclass(frozen=True, eq=False)
-class ClassMeans:
-    """Means of the classes of one layer over all samples."""
-
-    means: Float[Tensor, "classes p"]
-    offsets: Float[Tensor, " classes"]
-    """Mean offset of each class."""
-    products: Float[Tensor, "classes classes"]
-    """M."""
-
-    def centred(
-        self, x: Float[Tensor, "rows p"], c: Int64[Tensor, " rows"], o: Float[Tensor, " rows"]
-    ) -> Float[Tensor, "rows classes"]:
-        """Return H of some samples of the classes ``c``, with the offsets ``o``."""
-        return (x @ self.means.T).sub_(o[:, None]).sub_(self.offsets).sub_(self.products[c], alpha=0.5)
-
-
-@dataclass(frozen=True, eq=False)
 class Panel:
-    """Data from which tiles are made, of the samples of a panel: features of each layer and, with classes, H."""
+    """Data from which tiles are made: features of the samples of a panel or, with classes, their deviations, and H."""
 
     features: list[Float[Tensor, "rows p"]]
     by_class: list[Float[Tensor, "rows classes"]]
@@ -98,8 +78,6 @@ class Tiles:
         return 1 if self.rows == self.columns else 2
 
 
-Runs = Sequence[tuple[slice, Int64[np.ndarray, " subsets"]]]
-"""Runs of samples of one cell, and the subsets that have them."""
 Work = Callable[[], list[tuple[str, Any, Sequence[Tensor]]]]
 """Work of a thread; returns sums of pairs, and of each layer with itself, with their name and place in the sums."""
 
@@ -120,16 +98,12 @@ class SampleSums(GramSweep):
     because it is invariant to offsets of rows and columns. The first sum is one of sums over pairs of cells.
 
     **Within classes.** Kernels of features minus the mean of their class, in pairs of different classes
-    (`repsim.metrics.recipes.within_classes`). With K_ij = A_ij and K_ii = x_i'x_i - 2 o_i, the mean G_ic of K_ij over
-    the samples j of class c, and M_cc' that of G_ic' over those of class c, the centred kernel is
+    (`repsim.metrics.recipes.within_classes`). Tiles of them are made first, without subtraction of anything large, and
+    those of A from them. The sums over single samples are of the same form. Those over subsets, on which the means of
+    classes are others, follow from sums over pairs of cells and from the means (`repsim.engine.class_means`).
 
-        W_ij = K_ij - H_i,c(j) - H_j,c(i), with H_ic = G_ic - M_c(i)c / 2.
-
-    Sums over single samples are made of W. Those over subsets, on which the means are others, follow from
-
-        sum_(i, j in S) W_ij V_ij = sum_(i, j in S) K_ij L_ij - 2 sum_ic n_c G_ic F_ic + sum_cc' n_c n_c' M_cc' N_cc',
-
-    for two layers with kernels K and L, minus the sum over pairs of the same class.
+    **Units.** Sums over a single sample i are in a unit of its own: |D_i| is at most the largest sum_j A_ij^2 of all
+    layers, which may be far smaller for most samples than for one that is far from the others.
 
     Parameters
     ----------
@@ -177,8 +151,7 @@ class SampleSums(GramSweep):
         self.square = self.first == 0 and self.height == len(self.layers)
         """Whether the rows are the columns."""
         bits = 2 * math.ceil(math.log2(self._n))
-        self._unit, self._cube_unit = 2.0 ** (bits - _BITS), 2.0 ** (bits * 3 / 2 - _BITS)
-        self._float_unit = 2.0 ** (bits - _FLOAT_BITS)
+        self._cube_unit = 2.0 ** (bits * 3 / 2 - _BITS)
         self._cubes = cubes
         self._widest_first = sorted(range(len(self.layers)), key=lambda k: -self.draws[k].p)  # threads end together
         self._upper = torch.triu_indices(self.height, self.width, device=self._place) if self.square else None
@@ -189,18 +162,21 @@ class SampleSums(GramSweep):
         self._sums = self._empty_sums()
         self._offsets64 = torch.stack(self._offsets(self.measures[0])).to(self._place)
         self._shifts = self._offsets64[:, self._order.to(self._place)].to(self.device, self.dtype)
+        self._squared_norms = torch.stack([layer.squared_norms.to(self._place) for layer in self.layers])
+        largest = self._largest_rows()
+        self._units = {"samples": self._units_of(largest)}
+        """Unit of the sums over each sample, in the order of the tiles, for every kernel."""
+        self._unit = {"samples of cells": self._unit_of_sums(largest)}
+        """Unit of the sums over many samples."""
         self._with_all = np.concatenate([np.ones((1, self._subsets.shape[1]), bool), self._subsets])
         """All samples, and then the subsets, as cells."""
         self._members = torch.from_numpy(self._with_all[:, np.asarray(cells, np.int64)]).to(self._place)
         """Whether each sample is in all samples, and in each subset."""
-        self._means: list[ClassMeans] = []
-        self._own_class = torch.empty(0)
-        """H of each sample's own class, (layers, subsets, n), centred within the classes of each subset; 0 outside."""
-        self._own_products = torch.empty(0)
-        """M of each class with itself, (subsets, layers, classes)."""
+        self._means: ClassMeans | None = None
         self._sums_of_products = torch.empty(0)
         """sum_j x_i'x_j over the samples j of all samples, and of each subset, (layers, subsets, n)."""
-        self._mean_sums: list[tuple[Float64[np.ndarray, "rows columns"], Float64[np.ndarray, " layers"]]] = []
+        self._mean_sums: list[Products] = []
+        """sum_cc' n_c n_c' M_cc' N_cc' over all samples, and over each subset."""
 
     def _narrow(self, columns: Sequence[Gram]) -> None:
         """Leave out rows that are not among the columns: the layers of both are the last rows and the first columns."""
@@ -214,17 +190,19 @@ class SampleSums(GramSweep):
 
     def _empty_sums(self) -> dict[str, Tensor]:
         """Return zeros for all sums: whole numbers, by their names."""
-        pairs, layers, parts = (self.height, self.width), len(self.layers), self._subsets.shape[1]
+        layers, parts = len(self.layers), self._subsets.shape[1]
         kept, own = self.height * self.width, layers
         if self._upper is not None:
             kept, own = self._upper.shape[1], 0
-        shapes: dict[str, tuple[int, ...]] = {"cells": (parts, parts, kept), "own cells": (parts, parts, own)}
+        shapes: dict[str, tuple[int, ...]] = {}
+        for name in self._kernels:
+            pairs_of_cells = parts * (parts + 1) // 2
+            shapes |= {f"{name} of cells": (pairs_of_cells, kept), f"own {name} of cells": (pairs_of_cells, own)}
         if self._cubes:
             shapes["cubes"] = (layers,)
         if self._classes is not None:
             subsets = 1 + len(self._subsets)
-            for name in ("same class", "class means"):
-                shapes |= {name: (subsets, *pairs), f"own {name}": (subsets, layers)}
+            shapes |= {"class means": (subsets, self.height, self.width), "own class means": (subsets, layers)}
         sums = {name: torch.zeros(shape, dtype=torch.int64, device=self._place) for name, shape in shapes.items()}
         for name in self._kernels:
             for whose, width in ((name, kept), (f"own {name}", own)):
@@ -260,105 +238,94 @@ class SampleSums(GramSweep):
         self._sums_of_products = torch.empty(shape, dtype=torch.float64, device=self._place)
         weights = torch.from_numpy(self._with_all).to(self._place, torch.float64)
         totals = [(weights @ sums.sum(1)).T.to(self.device, self.dtype) for sums in cell_sums]
-        means: list[ClassMeans] = []
+        means = None
         if self._classes is not None:
-            self._own_class = torch.zeros(shape, dtype=self.dtype, device=self.device)
-            self._own_products = torch.empty(
-                len(self._members), len(self.layers), self._classes.count, dtype=self.dtype, device=self.device
-            )
-            self._mean_sums = self._mean_products(cell_sums)
-            means = [self._means_of_classes(k, sums) for k, sums in enumerate(cell_sums)]
-        for k, sums in enumerate(cell_sums):
-            cell_sums[k] = sums.to(self.device, self.dtype)
+            means = ClassMeans(
+                self._classes, self._cells, self._with_all, cell_sums, self._squared_norms.sum(1).tolist(),
+                dtype=self.dtype, device=self.device,
+            )  # fmt: skip
+            self._mean_sums = self._products_of_means(means)
+            means.round()
+            norms = means.largest_norms(self._squared_norms.sqrt(), self._classes.numbers.to(self._place))
+            largest = self._largest_rows_within(norms.square()[:, self._order.to(self._place)])
+            self._unit |= dict.fromkeys(("within of cells", "class means"), self._unit_of_sums(largest))
+        del cell_sums
         mine = range(len(self._panels_of))[part(len(self._panels_of))]
+        squares = torch.zeros(len(self.layers), self._n, dtype=torch.float64, device=self._place)
         features: Iterator[Panel] = (self._rows(panel) for panel in range(len(self._panels_of)))
         if not all(draw.in_memory for draw in self.draws):
             features = prefetch(features, self.device)
         for panel, read in enumerate(features):
             i, x = self._panels_of[panel], read.features
             self._in_threads(partial(self._sum_products, i, x, totals), self._widest_first)
-            if self._classes is not None:
-                self._centre_by_class(i, x, cell_sums, add=panel in mine)
+            if means is not None:
+                squares[:, i] = self._deviations(means, i, x)
+                if panel in mine:
+                    self._add_class_means(means, i, x)
+        if means is not None:
+            self._units["within"] = self._units_of(self._largest_rows_within(squares))
+            means.release()
         self._means = means
-        del cell_sums
         release_free_heap()
-
-    def _means_of_classes(self, k: int, sums: Float64[Tensor, "cells classes p"]) -> ClassMeans:
-        """Return the means of the classes of a layer."""
-        means, shifts = sums.sum(0) / self._class_sizes[0, :, None].clamp(min=1), self._class_offsets[k, 0]
-        products = means @ means.T - shifts - shifts[:, None]
-        return ClassMeans(*(values.to(self.device, self.dtype) for values in (means, shifts, products)))
 
     def _sum_products(self, i: slice, x: Sequence[Tensor], totals: Sequence[Tensor], k: int) -> None:
         """Sum the products of the samples of a panel with all samples, and with those of each subset."""
         self._sums_of_products[k][:, self._order[i].to(self._place)] = (x[k] @ totals[k]).T.to(self._sums_of_products)
 
-    def _centre_by_class(self, i: slice, x: Sequence[Tensor], sums: Sequence[Tensor], *, add: bool) -> None:
-        """Compute H of each sample's own class, and ``add`` what depends on G of these samples to the sums."""
-        assert self._classes is not None, "there are classes"
-        layers, classes = len(self.layers), self._classes.count
-        for rows in cut(i.stop - i.start, max(1, 2**24 // (layers * classes * len(self._members))), 0):
+    def _deviations(self, means: ClassMeans, i: slice, x: Sequence[Tensor]) -> Float64[Tensor, "layers rows"]:
+        """Replace the features of a panel by deviations; return their squared norms."""
+        assert self._numbers is not None, "set together with the classes"
+        numbers = self._numbers[i].to(self.device)
+
+        def centre(k: int) -> Tensor:
+            means.centre(k, x[k], numbers)
+            squared: Tensor = torch.linalg.vecdot(x[k], x[k])
+            return squared.to(self._place, torch.float64)
+
+        with torch.inference_mode():  # in which features from a file were read, in another thread
+            squares: list[Tensor] = self._in_threads(centre, range(len(self.layers)))
+            return torch.stack(squares)
+
+    def _add_class_means(self, means: ClassMeans, i: slice, y: Sequence[Tensor]) -> None:
+        """Add sum_ic n_c G_ic F_ic over the samples of a panel, from deviations."""
+        assert self._numbers is not None, "set together with the classes"
+        layers, (subsets, classes) = len(self.layers), means.sizes.shape
+        for rows in cut(i.stop - i.start, max(1, 2**24 // (layers * classes * subsets))):
             place = slice(i.start + rows.start, i.start + rows.stop)
+            numbers = self._numbers[place].to(self.device)
             runs = [(run, np.flatnonzero(self._with_all[:, cell])) for cell, run in self._cell_runs(place)]
-            means = [
+            of_runs = [
                 torch.empty(layers, run.stop - run.start, len(of), classes, dtype=self.dtype, device=self.device)
                 for run, of in runs
             ]
             self._in_threads(
-                lambda k: self._means_by_class(place, runs, k, x[k][rows] @ sums[k].flatten(0, 1).T, means),  # noqa: B023
+                lambda k: means.of_samples(k, y[k][rows], numbers, runs, of_runs),  # noqa: B023
                 self._widest_first,
             )
-            if add:
-                self._add_class_means(place, runs, means)
+            self._run([
+                partial(self._products_of_samples, int(s), of_run[:, :, p])
+                for (_, of), of_run in zip(runs, of_runs, strict=True) for p, s in enumerate(of)
+            ])  # fmt: skip
 
-    def _means_by_class(
-        self,
-        i: slice,
-        runs: Runs,
-        k: int,
-        products: Float[Tensor, "rows cells_and_classes"],
-        means: Sequence[Float[Tensor, "layers run subsets classes"]],
-    ) -> None:
-        """Compute G of some samples in the subsets that have them, times the root of the sizes of classes.
+    def _products_of_samples(
+        self, s: int, means: Float[Tensor, "layers run classes"]
+    ) -> list[tuple[str, int, Sequence[Tensor]]]:
+        """Return the sums of n_c G_ic F_ic over samples of a subset."""
+        by_row = means.transpose(0, 1)
+        products = by_row[:, : self.height] @ by_row[:, self.first :].mT, torch.linalg.vecdot(by_row, by_row)
+        return [("class means", s, [x.to(self._place).sum(0, dtype=torch.float64) for x in products])]
 
-        ``products`` are those with the sums of each class over each cell. H of the class of each sample is kept.
-        """
-        assert self._numbers is not None, "set together with the classes"
-        by_cell = products.unflatten(1, (self._subsets.shape[1], -1))
-        for (run, of), out in zip(runs, means, strict=True):
-            chosen, place = torch.from_numpy(of), slice(i.start + run.start, i.start + run.stop)
-            weights = torch.from_numpy(self._with_all[of]).to(products)
-            sizes, offsets = (
-                x[chosen.to(self._place)].to(products) for x in (self._class_sizes, self._class_offsets[k])
-            )
-            G, c = out[k], self._numbers[place].to(self.device)
-            torch.matmul(weights, by_cell[run], out=G)
-            G.div_(sizes.clamp(min=1)).sub_(self._shifts[k, place, None, None]).sub_(offsets)
-            of_own = G.gather(2, c[:, None, None].expand(-1, len(of), 1))[..., 0].T
-            self._own_class[k, chosen.to(self.device), place] = of_own - self._own_products[chosen, k][:, c] / 2
-            G.mul_(sizes.sqrt())
-
-    def _add_class_means(
-        self, i: slice, runs: Runs, means: Sequence[Float[Tensor, "layers run subsets classes"]]
-    ) -> None:
-        """Add sum_ic n_c G_ic F_ic over some samples, and the diagonals of pairs of one class."""
-        samples = self._order[i].to(self._place)
-        squared = torch.stack([layer.squared_norms.to(self._place)[samples] for layer in self.layers])
-        diagonal = squared - 2 * self._offsets64[:, samples]
-
-        def sums_of(number: int, p: int) -> list[tuple[str, Any, Sequence[Tensor]]]:
-            run, subsets = runs[number]
-            s, by_row = int(subsets[p]), means[number][:, :, p].transpose(0, 1)
-            products = by_row[:, : self.height] @ by_row[:, self.first :].mT, torch.linalg.vecdot(by_row, by_row)
-            own = self._own_class[:, s, i.start + run.start : i.start + run.stop].to(self._place, torch.float64)
-            return [
-                ("class means", s, [x.to(self._place).sum(0, dtype=torch.float64) for x in products]),
-                ("same class", s, self._inner_products(diagonal[:, run] - 2 * own)),
-            ]
-
-        self._run([
-            partial(sums_of, number, p) for number, (_, subsets) in enumerate(runs) for p in range(len(subsets))
-        ])  # fmt: skip
+    def _products_of_means(self, means: ClassMeans) -> list[Products]:
+        """Return sum_cc' n_c n_c' M_cc' N_cc' of pairs and of layers, for all samples and each subset."""
+        (subsets, classes), layers = means.sizes.shape, range(len(self.layers))
+        pairs = torch.zeros(subsets, self.height, self.width, dtype=torch.float64, device=self._place)
+        own = torch.zeros(subsets, len(layers), dtype=torch.float64, device=self._place)
+        for run in cut(classes, max(1, 2**24 // (classes * subsets * len(layers)))):
+            M = torch.stack(self._in_threads(partial(means.weighted, run), layers))
+            for s in range(subsets):
+                pairs[s] += M[: self.height, s] @ M[self.first :, s].T
+                own[s] += torch.linalg.vecdot(M[:, s], M[:, s])
+        return [Products(*of_subset) for of_subset in zip(pairs.cpu().numpy(), own.cpu().numpy(), strict=True)]
 
     def _sum_features(self, layer: Gram) -> Float64[Tensor, "cells classes p"]:
         classes = 1 if self._classes is None else self._classes.count
@@ -370,21 +337,30 @@ class SampleSums(GramSweep):
             total.index_add_(0, place[i], layer.features[i].to(total))
         return total.view(self._subsets.shape[1], classes, layer.p).cpu()
 
-    @functools.cached_property
-    def _class_sizes(self) -> Float64[Tensor, "subsets classes"]:
-        """Number of samples of each class in all samples, and in each subset."""
-        assert self._classes is not None, "there are classes"
-        sizes = self._members.new_zeros(len(self._members), self._classes.count, dtype=torch.float64)
-        return sizes.index_add_(1, self._classes.numbers.to(self._place), self._members.double())
+    def _largest_rows(self) -> Float64[Tensor, " n"]:
+        """Return a bound of sum_j A_ij^2 of all layers for each sample, in the order of the tiles."""
+        o, squares = self._offsets64, self._squared_norms
+        # those of (x_i'x_j)^2, o_i^2 and o_j^2, for j different from i
+        bound: Tensor = 3 * (squares * _others(squares) + self._n * o.square() + o.square().sum(1, keepdim=True))
+        return bound.amax(0)[self._order.to(self._place)]
 
-    @functools.cached_property
-    def _class_offsets(self) -> Float64[Tensor, "layers subsets classes"]:
-        """Mean offset of every class in all samples, and in each subset."""
+    def _largest_rows_within(self, squares: Float64[Tensor, "layers n"]) -> Float64[Tensor, " n"]:
+        """Return a bound of sum_j W_ij^2 of all layers for each sample, from bounds of |y_i|^2, all in that order."""
         assert self._classes is not None, "there are classes"
-        weighted = self._offsets64[:, None] * self._members
-        sums = weighted.new_zeros(*weighted.shape[:2], self._classes.count)
-        sums.index_add_(2, self._classes.numbers.to(self._place), weighted)
-        return sums / self._class_sizes.clamp(min=1)
+        numbers = self._classes.numbers[self._order].to(self._place)
+        of_classes = squares.new_zeros(len(squares), self._classes.count).index_add_(1, numbers, squares)
+        bound: Tensor = squares * _others(of_classes)[:, numbers]
+        return bound.amax(0)
+
+    def _units_of(self, largest: Float64[Tensor, " n"]) -> Float64[Tensor, " n"]:
+        """Return powers of two in whose units sums of at most this size are exact whole numbers in float64."""
+        _, exponents = torch.frexp((1.01 * largest).clamp(min=2.0**-400))
+        return torch.ldexp(torch.ones_like(largest), exponents - _FLOAT_BITS)
+
+    def _unit_of_sums(self, largest: Float64[Tensor, " n"]) -> float:
+        """Return a power of two in whose unit sums over all samples do not overflow, from bounds for each sample."""
+        total = min(float(self._n) ** 2, max(1.01 * float(largest.sum()), 2.0**-400))
+        return float(2.0 ** (math.ceil(math.log2(total)) - _BITS))
 
     def accumulate(self, units: Sequence[int], step: Callable[[], None]) -> None:
         """Add the tiles of these units to the sums; ``step`` is called after each unit."""
@@ -406,21 +382,24 @@ class SampleSums(GramSweep):
         i, layers = self._panels_of[panel], range(len(self.draws))
         order, count = (self._order[i] - i.start).to(self.device), i.stop - i.start
         widths = [draw.p for draw in self.draws]
-        classes = len(self._means[0].offsets) if self._means else 0
+        classes = 0 if self._means is None else self._means.sizes.shape[1]
         # one tensor for all layers, because many small ones leave gaps in the memory when they are freed
         memory = torch.empty(count * (sum(widths) + len(layers) * classes), dtype=self.dtype, device=self.device)
         parts = memory.split([count * width for width in [*widths, *[classes] * len(layers)]])
         x = [part.view(count, -1) for part in parts[: len(layers)]]
         for k in layers:
             torch.index_select(self.draws[k].rows(i).to(self.dtype), 0, order, out=x[k])
-        by_class = [part.view(count, -1) for part in parts[len(layers) :]] if self._means else []
+        if self._means is None:
+            return Panel(x, [])
+        by_class, means = [part.view(count, classes) for part in parts[len(layers) :]], self._means
+        assert self._numbers is not None, "set together with the means"
+        numbers = self._numbers[i].to(self.device)
 
         def centre(k: int) -> None:
-            assert self._numbers is not None, "set together with the means"
-            c = self._numbers[i].to(self.device)
-            by_class[k].copy_(self._means[k].centred(x[k], c, self._shifts[k, i].to(x[k])))
+            means.by_class(k, means.centre(k, x[k], numbers), by_class[k])
+            by_class[k].sub_(self._shifts[k, i, None])
 
-        self._in_threads(centre, range(len(by_class)))
+        self._in_threads(centre, self._widest_first)
         return Panel(x, by_class)
 
     @override
@@ -470,19 +449,23 @@ class SampleSums(GramSweep):
         ``sides`` are the panel of the rows and that of the columns, each with the samples of the tile in the panel.
         """
         i, j, tile, ((x, rows), (y, columns)) = tiles.rows, tiles.columns, tiles.kernels[0, k], sides
-        self.draws[k].tile(x.features[k][rows], y.features[k][columns], i, j, tile)
-        tile.sub_(self._shifts[k, i, None]).sub_(self._shifts[k, j])
+        if tiles.differ is None:
+            self.draws[k].tile(x.features[k][rows], y.features[k][columns], i, j, tile)
+            tile.sub_(self._shifts[k, i, None]).sub_(self._shifts[k, j])
+        else:
+            assert self._numbers is not None, "set together with the classes"
+            assert self._means is not None, "set before tiles are made"
+            ci, cj = (self._numbers[side].to(self.device) for side in (i, j))
+            within, unit = tiles.kernels[1, k], self._means.units[k]
+            torch.mm(x.features[k][rows], y.features[k][columns].T, out=within)
+            torch.add(x.by_class[k][rows].index_select(1, cj), within, alpha=unit**2, out=tile)
+            tile.add_(y.by_class[k][columns].T.contiguous().index_select(0, ci))
+            within.mul_(tiles.differ)
         if i == j:
             tile.fill_diagonal_(0)
         if self._cubes:
             cube = torch.linalg.vecdot(tile.square(), tile).double().sum() / self._cube_unit
             self._sums["cubes"][k] += tiles.weight * cube.round().long()
-        if tiles.differ is not None:
-            assert self._numbers is not None, "set together with the classes"
-            ci, cj = (self._numbers[side].to(self.device) for side in (i, j))
-            centred = tiles.kernels[1, k]
-            torch.sub(tile, x.by_class[k][rows].index_select(1, cj), out=centred)
-            centred.sub_(y.by_class[k][columns].T.contiguous().index_select(0, ci)).mul_(tiles.differ)
         if i != j:
             for kernel, transposed in zip(tiles.kernels[:, k], tiles.transposed[:, k], strict=True):
                 transposed.copy_(kernel.T)  # one matrix at a time, because torch then transposes in blocks
@@ -492,10 +475,10 @@ class SampleSums(GramSweep):
         """Return the work that adds tiles to the sums of their rows' samples and, off the diagonal, their columns'."""
         sides = [(tiles.rows, tiles.kernels, [*self._cell_runs(tiles.columns)])]
         if tiles.rows != tiles.columns:
+            # sums over cells are those of each pair of samples once
             sides.append((tiles.columns, tiles.transposed, []))
         tasks = [
-            # sums over cells are those of each pair of samples once, and not within classes
-            (name, stack[kind], side.start, rows, cells if kind == 0 else [])
+            (name, stack[kind], side.start, rows, cells)
             for side, stack, cells in sides
             for kind, name in enumerate(self._kernels)
             for rows in cut(side.stop - side.start, self._rows_at_once)
@@ -504,19 +487,19 @@ class SampleSums(GramSweep):
         def add(name: str, stack: Tensor, first: int, rows: slice, cells: list[tuple[int, slice]]) -> list[Any]:
             """Add the products of some rows to the sums of their samples; return their sums by pairs of cells."""
             samples, sums = slice(first + rows.start, first + rows.stop), []
-            spare = self._spare_memory()
+            per_unit, spare = 1 / self._units[name][samples, None], self._spare_memory()
             for cell, columns in cells or [(-1, slice(None))]:
                 products = self._products_of_rows(stack[:, rows, columns].transpose(0, 1), spare)
                 for other, inside in self._cell_runs(samples) if cells else ():
                     of_cells = [tiles.weight * values[inside].sum(0, dtype=torch.float64) for values in products]
-                    sums.append(("cells", (other, cell), of_cells))
+                    low, high = sorted((other, cell))
+                    sums.append((f"{name} of cells", high * (high + 1) // 2 + low, of_cells))
                 for whose, values in zip((name, f"own {name}"), products, strict=True):
-                    self._sums[whose][samples] += values.div_(self._float_unit).round_()
+                    self._sums[whose][samples] += values.mul_(per_unit).round_()
             self._spare.append(spare)
             return sums
 
-        work: list[Work] = [partial(add, *task) for task in tasks]
-        return work if tiles.differ is None else [partial(self._same_class, tiles), *work]
+        return [partial(add, *task) for task in tasks]
 
     def _spare_memory(self) -> Tensor:
         """Return memory for the products of some rows, which a thread has put back, or new memory."""
@@ -525,10 +508,6 @@ class SampleSums(GramSweep):
         kept = 0 if self._packing is None else len(self._packing)
         size = self._rows_at_once * (self.height * self.width + kept)
         return torch.empty(size, dtype=self.dtype, device=self.device)
-
-    @property
-    def _rows_at_once(self) -> int:
-        return max(1, min(_ROWS, _PRODUCTS // (self.height * self.width)))
 
     def _products_of_rows(
         self, by_row: Float[Tensor, "samples layers columns"], spare: Tensor
@@ -553,34 +532,10 @@ class SampleSums(GramSweep):
             yield cell, slice(start, start + count)
             start += count
 
-    def _same_class(self, tiles: Tiles) -> list[tuple[str, int, Sequence[Tensor]]]:
-        """Return the sums over pairs of different samples of one class, centred within the classes of each subset."""
-        assert tiles.differ is not None, "there are classes"
-        i, j = tiles.rows, tiles.columns
-        alike = tiles.differ == 0
-        if i == j:
-            alike.fill_diagonal_(False)
-        r, c = alike.nonzero(as_tuple=True)
-        sums: list[tuple[str, int, Sequence[Tensor]]] = []
-        members, subsets = self._members.to(self.device), len(self._members)
-        for run in cut(len(r), max(1, 2**22 // (len(self.layers) * subsets))):
-            rows, columns = r[run], c[run]
-            W = tiles.kernels[0][:, None, rows, columns] - self._own_class[:, :, i.start + rows]
-            W -= self._own_class[:, :, j.start + columns]
-            W *= members[:, self._order[i].to(rows.device)[rows]] & members[:, self._order[j].to(rows.device)[columns]]
-            products = [self._inner_products(W[:, s]) for s in range(subsets)]
-            sums += [("same class", s, [tiles.weight * x for x in of_subset]) for s, of_subset in enumerate(products)]
-        return sums
-
-    def _inner_products(self, W: Float[Tensor, "layers entries"]) -> tuple[Tensor, Tensor]:
-        """Return the inner products of rows and columns, and of each layer with itself, over entries of kernels."""
-        W = W.to(self._place, torch.float64)
-        return W[: self.height] @ W[self.first :].T, torch.linalg.vecdot(W, W)
-
     def _add(self, name: str, place: Any, sums: Sequence[Tensor]) -> None:
         """Add sums of pairs, and of each layer with itself, as whole numbers."""
         for whose, values in zip((name, f"own {name}"), sums, strict=True):
-            self._sums[whose][place] += (values / self._unit).round_().long()
+            self._sums[whose][place] += (values / self._unit[name]).round_().long()
 
     # What follows from the sums
 
@@ -592,14 +547,16 @@ class SampleSums(GramSweep):
         pairs[..., rows, columns] = pairs[..., columns, rows] = sums
         return pairs
 
-    def _over_cells(self, s: int) -> Products:
+    def _over_cells(self, s: int, kernel: str = "samples") -> Products:
         """Return the sums over pairs of different samples of all samples (0), or of a subset (from 1)."""
-        inside = np.flatnonzero(self._with_all[s])
-        chosen = np.ix_(inside, inside)
-        pairs, own = (self._sums[name].cpu().numpy() for name in ("cells", "own cells"))
-        # a pair of cells was seen once, in either order, with the weight of both
-        of_pairs = self._unpacked(pairs[chosen].sum((0, 1)) * self._unit)
-        return Products(of_pairs, of_pairs.diagonal() if self.square else own[chosen].sum((0, 1)) * self._unit)
+        high, low = np.tril_indices(self._with_all.shape[1])
+        inside = self._with_all[s, high] & self._with_all[s, low]
+        pairs, own = (
+            self._sums[name].cpu().numpy()[inside].sum(0) * self._unit[f"{kernel} of cells"]
+            for name in (f"{kernel} of cells", f"own {kernel} of cells")
+        )
+        of_pairs = self._unpacked(pairs)
+        return Products(of_pairs, of_pairs.diagonal() if self.square else own)
 
     @functools.cached_property
     def _over_all(self) -> Products:
@@ -632,62 +589,45 @@ class SampleSums(GramSweep):
 
     @functools.cached_property
     def _eps(self) -> Float64[np.ndarray, " layers"]:
-        return 100 * np.array([draw.eps for draw in self.draws])
+        """Largest share of a sum that is rounding errors: of its terms, or of the features, which count squared."""
+        computed, stored = (np.array(eps) for eps in zip(*(
+            (torch.finfo(draw.dtype).eps, draw.eps) for draw in self.draws
+        ), strict=True))  # fmt: skip
+        return np.asarray(np.maximum(100 * computed, (100 * stored) ** 2))
 
     def _row_sums(self, s: int) -> Float64[Tensor, "layers members"]:
         """Return a_i = sum_j A_ij over the other samples of a subset, for its samples."""
         inside = self._members[s].nonzero()[:, 0]
         o = self._offsets64[:, inside]
-        squared = torch.stack([layer.squared_norms.to(self._place)[inside] for layer in self.layers])
-        return self._sums_of_products[:, s, inside] - squared - (len(inside) - 2) * o - o.sum(1, keepdim=True)
+        sums = self._sums_of_products[:, s, inside] - self._squared_norms[:, inside]
+        return sums - (len(inside) - 2) * o - o.sum(1, keepdim=True)
 
     def within(self, s: int) -> Products:
         """Return inner products within classes over all samples (0), or over a subset (from 1), per degree of freedom.
 
         NaN if the classes leave no degree of freedom.
         """
-        sums, members = self._over_cells(s), self._members[s]
-        squared = torch.stack([layer.squared_norms.to(self._place) for layer in self.layers])
-        d = ((squared - 2 * self._offsets64) * members).cpu().numpy()
-        sizes = self._class_sizes[s]
-        means = self._mean_sums[s]
-        parts = [
-            (sums.pairs, sums.own), (d[: self.height] @ d[self.first :].T, np.square(d).sum(1)), means,
-        ]  # fmt: skip
-        pairs, own = (sum(part) for part in zip(*parts, strict=True))
-        for name, weight in (("class means", 2), ("same class", 1)):
-            of_name = (weight * self._unit * self._sums[whose][s].cpu().numpy() for whose in (name, f"own {name}"))
-            pairs, own = (total - values for total, values in zip((pairs, own), of_name, strict=True))
-        degrees = float(degrees_of_freedom(sizes.cpu().long()))
-        degrees = degrees if degrees > 0 else math.nan
-        return Products(np.asarray(pairs / degrees), np.asarray(own / degrees))
+        assert self._means is not None, "there are classes"
+        sums, of_means = self._over_cells(s, "within"), self._mean_sums[s]
+        pairs, own = (
+            self._sums[whose][s].cpu().numpy() * self._unit["class means"]
+            for whose in ("class means", "own class means")
+        )
+        left = sums.pairs - 2 * pairs + of_means.pairs, sums.own - 2 * own + of_means.own
+        return self._per_degree(*left, degrees_of_freedom(self._means.sizes[s].cpu().long()).numpy())
 
-    def _mean_products(
-        self, cell_sums: Sequence[Float64[Tensor, "cells classes p"]]
-    ) -> list[tuple[Float64[np.ndarray, "rows columns"], Float64[np.ndarray, " layers"]]]:
-        """Return sum_cc' n_c n_c' M_cc' N_cc' of pairs and of layers, for all samples and each subset; keep M_cc."""
-        sizes, layers = self._class_sizes, range(len(self.layers))
-        subsets, classes = sizes.shape
-        weights = torch.from_numpy(self._with_all).to(self._place, torch.float64)
-
-        def products(run: slice, k: int) -> Float64[Tensor, "subsets run_classes"]:
-            means = torch.tensordot(weights, cell_sums[k], 1) / sizes.clamp(min=1)[..., None]
-            offsets = self._class_offsets[k]
-            M = means[:, run] @ means.mT - offsets[:, run, None] - offsets[:, None]
-            self._own_products[:, k, run] = M.diagonal(run.start, 1, 2).to(self._own_products)
-            weighted: Tensor = M.mul_((sizes[:, run, None] * sizes[:, None]).sqrt())
-            return weighted.flatten(1)
-
-        shape = subsets, self.height, self.width
-        pairs = torch.zeros(shape, dtype=torch.float64, device=self._place)
-        own = torch.zeros(subsets, len(layers), dtype=torch.float64, device=self._place)
-        for run in cut(classes, max(1, 2**24 // (classes * subsets * len(layers)))):
-            M = torch.stack(self._in_threads(partial(products, run), layers))
-            for s in range(subsets):
-                of_subset = self._inner_products(M[:, s])
-                pairs[s] += of_subset[0]
-                own[s] += of_subset[1]
-        return list(zip(pairs.cpu().numpy(), own.cpu().numpy(), strict=True))
+    def _per_degree(
+        self,
+        pairs: Float64[np.ndarray, "*batch rows columns"],
+        own: Float64[np.ndarray, "*batch layers"],
+        degrees: Float64[np.ndarray, "*batch"],
+    ) -> Products:
+        """Return inner products of deviations in the units of features, per degree of freedom; NaN if there is none."""
+        assert self._means is not None, "there are classes"
+        units = np.square(self._means.units)  # of a kernel
+        left, right = units[: self.height, None], units[self.first :]
+        degrees = np.where(degrees > 0, degrees, np.nan)
+        return Products(pairs * (left * right) / degrees[..., None, None], own * np.square(units) / degrees[..., None])
 
     @property
     def row_squares(self) -> Float64[np.ndarray, "n layers"]:
@@ -695,7 +635,7 @@ class SampleSums(GramSweep):
         own = self._sums["own samples"]
         if self._upper is not None:
             own = self._sums["samples"][:, self._upper[0] == self._upper[1]]
-        return np.asarray(own[self._place_of].cpu().numpy() * self._float_unit)
+        return np.asarray((own * self._units["samples"][:, None])[self._place_of].cpu().numpy())
 
     @property
     def cubes(self) -> Float64[np.ndarray, " layers"]:
@@ -711,7 +651,8 @@ class SampleSums(GramSweep):
         c = 2 * (self._n - 2) / (self._n - 3)
         pairs, own = self._of_samples("samples", run)
         own = self._over_all.own - c * own
-        rounded = self._float_unit * -(-self._n // self.tile) * (1 + self._subsets.shape[1])  # a unit for each product
+        products = -(-self._n // self.tile) * (1 + self._subsets.shape[1])  # each rounded to whole units
+        rounded = products * self._units["samples"][self._place_of[run], None].cpu().numpy()
         noise = np.maximum(self.noise_of_all, self._eps * np.abs(self._over_all.own)) + c * rounded
         return Products(self.all.pairs - c * pairs, np.where(own > noise, own, np.nan))
 
@@ -730,25 +671,23 @@ class SampleSums(GramSweep):
         weights = (2 + torch.where(rest > 0, 2 / rest.double(), 0)).numpy()
         pairs, own = self._of_samples("within", run)
         whole = self._within_totals
-        degrees = degrees_of_freedom(sizes).numpy()
-        degrees = np.where(degrees > 0, degrees, np.nan)
-        return Products(
-            (whole.pairs - weights[:, None, None] * pairs) / degrees[:, None, None],
-            (whole.own - weights[:, None] * own) / degrees[:, None],
-        )
+        left = whole.pairs - weights[:, None, None] * pairs, whole.own - weights[:, None] * own
+        return self._per_degree(*left, degrees_of_freedom(sizes).numpy())
 
     @functools.cached_property
     def within_whole(self) -> Products:
         """Inner products within classes over all samples, per degree of freedom, as sums over single samples."""
         assert self._classes is not None, "there are classes"
-        degrees = float(degrees_of_freedom(self._classes.sizes))
-        totals, degrees = self._within_totals, degrees if degrees > 0 else math.nan
-        return Products(totals.pairs / degrees, totals.own / degrees)
+        totals = self._within_totals
+        return self._per_degree(totals.pairs, totals.own, degrees_of_freedom(self._classes.sizes).numpy())
 
     @functools.cached_property
     def _within_totals(self) -> Products:
         """Inner products within classes over all samples, as sums over single samples."""
-        of_pairs, own = (self._sums[name].sum(0).cpu().numpy() * self._float_unit for name in ("within", "own within"))
+        units = self._units["within"].cpu().numpy()
+        of_pairs, own = (  # not a product of matrices, whose bits may depend on the number of threads
+            np.einsum("i,ij->j", units, self._sums[name].cpu().numpy()) for name in ("within", "own within")
+        )
         pairs = self._unpacked(of_pairs)
         return Products(pairs, pairs.diagonal() if self.square else own)
 
@@ -756,6 +695,13 @@ class SampleSums(GramSweep):
         self, name: str, run: slice
     ) -> tuple[Float64[np.ndarray, "run rows columns"], Float64[np.ndarray, "run layers"]]:
         place = self._place_of[run]
-        of_pairs, own = (self._sums[whose][place].cpu().numpy() * self._float_unit for whose in (name, f"own {name}"))
+        units = self._units[name][place, None].cpu().numpy()
+        of_pairs, own = (self._sums[whose][place].cpu().numpy() * units for whose in (name, f"own {name}"))
         pairs = self._unpacked(of_pairs)
         return pairs, np.diagonal(pairs, axis1=1, axis2=2) if self.square else own
+
+
+def _others(squares: Float64[Tensor, "layers parts"]) -> Float64[Tensor, "layers parts"]:
+    """Return the sum over all other parts, or a little more."""
+    total = squares.sum(1, keepdim=True)
+    return (1 + 1e-14) * total - squares

@@ -1,7 +1,7 @@
 """Truncate layers to their leading principal components: few features with nearly the same Gram matrix."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -9,19 +9,19 @@ import torch
 from jaxtyping import Float32, Float64
 from torch import Tensor
 
+from repsim.engine.preparation import map_layers
 from repsim.errors import InvalidInputError
 from repsim.metrics.recipes.gram import Gram
 from repsim.metrics.recipes.products import covariance, inner_products
 from repsim.metrics.recipes.rows import Centred, Rows, cut, float64_device
 from repsim.runtime import tuning
-from repsim.runtime.threads import map_in_threads
 
 _RUN = 2048
 """Samples that are multiplied, or converted to float64, at once."""
 _LARGEST_SHARE = 0.9999
 """Largest share for which products in float32, whose errors are about 1e-6 of ||K||^2, are exact enough."""
 _IN_THREADS = 4096
-"""Largest X'X or XX' that is decomposed beside others."""
+"""Largest X'X or XX' that is made and decomposed beside others."""
 _ROUNDS, _CONVERGED = 12, 1e-7
 """Products of a subspace with C, at most, and the share of the energy by which the last one has to increase it."""
 
@@ -195,7 +195,7 @@ def truncate_jointly(grams: Sequence[Gram], share: float = 0.9999) -> list[Gram]
     >>> a.features.directions is b.features.directions, a.features.directions.shape[1] < a.p + b.p
     (True, True)
     """
-    truncated = _each(partial(truncate, share=share), grams)
+    truncated = map_layers(partial(truncate, share=share), grams, _IN_THREADS)
     place = float64_device(truncated[0].device)
     features = [gram.features[:].to(place, torch.float64) for gram in truncated]
     features = [x / torch.linalg.matrix_norm(x.T @ x).sqrt() for x in features]
@@ -220,18 +220,6 @@ def truncate_jointly(grams: Sequence[Gram], share: float = 0.9999) -> list[Gram]
         norms = torch.cat([low_rank[i].square().sum(1) for i in cut(gram.n, _RUN)]).to(gram.squared_norms)
         layers.append(dataclasses.replace(gram, features=low_rank, squared_norms=norms).grouped(gram.groups))
     return layers
-
-
-def _each(function: Callable[[Gram], Gram], grams: Sequence[Gram]) -> list[Gram]:
-    """Call the function with every layer: on a CPU in threads, if there is memory for several, the largest first."""
-
-    def size(k: int) -> int:
-        return min(grams[k].n, grams[k].p)
-
-    apart = [k for k in range(len(grams)) if grams[k].device.type == "cpu" and size(k) <= _IN_THREADS]
-    apart.sort(key=lambda k: -size(k))
-    results = dict(zip(apart, map_in_threads(function, [grams[k] for k in apart]), strict=True))
-    return [results[k] if k in results else function(grams[k]) for k in range(len(grams))]
 
 
 def _components_to_keep(values: Float64[Tensor, " m"], share: float) -> int:

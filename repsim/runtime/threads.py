@@ -2,14 +2,15 @@
 
 torch divides every operation among its threads and waits for the slowest. Beside other programs that wait is long, and
 an operation on a few thousand numbers gains nothing. So work that consists of independent parts is divided here: a
-thread that has finished one part starts the next. As every part is computed by one thread, its value does not depend on
-the number of threads. The exception is a single part, which may use all threads of torch.
+thread that has finished one part starts the next. As every part is computed by one thread of torch, also if it is the
+only one, its value does not depend on the number of threads. The exception are single parts that would take too long.
 """
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager, nullcontext
 from functools import cache
 from threading import Barrier
 from typing import Any, TypeVar
@@ -24,15 +25,17 @@ _REPORT_EVERY = 0.5
 """Seconds after which the calling thread reports what is done."""
 
 
-def map_in_threads(function: Callable[..., R], *items: Iterable[Any], small: bool = False) -> list[R]:
+def map_in_threads(function: Callable[..., R], *items: Iterable[Any], share_one: bool = False) -> list[R]:
     """Call the function with every item, as many at a time as torch uses threads, and return the values in order.
 
     Several sequences of items give the arguments of one call each, like `map`. Start with the longest work if its
     parts are not alike. The calling thread reports how much is done (`repsim.runtime.progress.report_share`). An error
     of the function, or of a report, is raised after all threads have stopped; parts that were not started are left out.
 
-    A single part may use all threads of torch, unless it is ``small``: after every operation, those threads wait for
-    the next one by running for some milliseconds, and take the processor from the threads that are used here.
+    With ``share_one``, all threads of torch work on the part if it is the only one. This is for products and
+    decompositions of large matrices, which would take too long in one thread. Their last bits depend on the number of
+    threads. After every operation, threads of torch wait for the next one by running for some milliseconds, and take
+    the processor from the threads that are used here: so small parts do without them.
 
     Examples
     --------
@@ -41,11 +44,12 @@ def map_in_threads(function: Callable[..., R], *items: Iterable[Any], small: boo
     """
     calls = list(zip(*items, strict=True))
     threads = min(torch.get_num_threads(), len(calls))
-    if threads <= 1 and not (small and calls and torch.get_num_threads() > 1):
+    if threads <= 1:
         results = []
-        for call in calls:
-            results.append(function(*call))
-            report_share(len(results), len(calls))
+        with nullcontext() if share_one else _one_thread():
+            for call in calls:
+                results.append(function(*call))
+                report_share(len(results), len(calls))
         return results
     waiting = deque(enumerate(calls))
     values: dict[int, R] = {}
@@ -77,6 +81,20 @@ def map_in_threads(function: Callable[..., R], *items: Iterable[Any], small: boo
     for future in futures:
         future.result()
     return [values[k] for k in range(len(calls))]
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Let torch use one thread in this thread of Python."""
+    before = torch.get_num_threads()
+    if before == 1:
+        yield
+        return
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @cache

@@ -89,7 +89,7 @@ class StoreInMemory(ActivationStore):
 
     def _check_finite(self) -> None:
         runs = [rows for values in self._tensors.values() for _, rows in _pieces(values)]
-        if all(map_in_threads(is_finite, runs, small=True)):
+        if all(map_in_threads(is_finite, runs)):
             return
         for key, values in self._tensors.items():
             bad, first = 0, 0

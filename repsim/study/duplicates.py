@@ -18,7 +18,7 @@ from repsim.labels import TOKENS, SampleIds
 from repsim.metrics.recipes.groups import Groups
 from repsim.metrics.recipes.rows import cut, map_pieces
 from repsim.runtime.progress import Progress, counter
-from repsim.study.design import Design
+from repsim.study.design import Design, Member
 from repsim.study.formatting import listed
 
 FALSE_ALARMS = 0.01
@@ -26,7 +26,7 @@ FALSE_ALARMS = 0.01
 one layer of t3 samples in two dimensions, whose density is not even at the distance of neighbours."""
 _NEIGHBOURS = 100
 """Largest number of nearest neighbours that are examined: larger groups are not found."""
-NETWORKS, _LAYERS = 6, 3
+_NETWORKS, _LAYERS = 6, 3
 """Number of trained networks that are examined, and of layers of each."""
 _LARGEST = 2**28
 """Values of the largest layer that is examined."""
@@ -130,7 +130,7 @@ def near_duplicates(design: Design, device: str = "cpu", progress: Progress | No
     Levina, Bickel. Maximum likelihood estimation of intrinsic dimension. NIPS 2004.
     Benjamini, Hochberg. Controlling the false discovery rate. JRSS B 1995.
     """
-    pixels = next((member.store.pixels for member in design.trained if member.store.pixels is not None), None)
+    pixels = pixels_of(design)
     first = design.trained[0]
     tokens = next((ids for member in design.trained if (ids := member.store.control(*TOKENS)) is not None), None)
     seen = next(values for values in (pixels, tokens, first.store[first.arrays[0]]) if values is not None)
@@ -167,15 +167,33 @@ PairValues = dict[tuple[int, int], float]
 """p-values of the pairs that are alike; of all other pairs it is 1."""
 
 
-def _networks(design: Design) -> list[list[Any]]:
-    """Return the layers of trained networks to examine, of as many architectures as possible: the narrowest first."""
+def pixels_of(design: Design) -> Any:
+    """Return the pixels of the first trained network that has them; None if none has."""
+    return next((member.store.pixels for member in design.trained if member.store.pixels is not None), None)
+
+
+def examined_members(design: Design) -> list[Member]:
+    """Return the trained networks to examine, of as many architectures as possible."""
     firsts = {member.architecture: member for member in reversed(design.trained)}
-    members = [*reversed(firsts.values()), *(m for m in design.trained if m not in firsts.values())][:NETWORKS]
+    return [*reversed(firsts.values()), *(m for m in design.trained if m not in firsts.values())][:_NETWORKS]
+
+
+def examined_layers(widths: Sequence[int], n: int) -> list[int]:
+    """Return which layers of a network to examine, from the numbers of features of all: the narrowest first.
+
+    >>> examined_layers([30, 10, 10, 10, 20], 8)
+    [2, 4, 0]
+    """
+    depths = dict.fromkeys(np.linspace(0, len(widths) - 1, _LAYERS).round().astype(int).tolist())
+    return sorted((k for k in depths if n * widths[k] <= _LARGEST), key=lambda k: widths[k])
+
+
+def _networks(design: Design) -> list[list[Any]]:
+    """Return the layers of trained networks to examine, the narrowest of each first."""
     networks = []
-    for member in members:
-        depths = dict.fromkeys(np.linspace(0, len(member.arrays) - 1, _LAYERS).round().astype(int).tolist())
-        arrays = [member.store[member.arrays[k]] for k in depths]
-        networks.append(sorted((x for x in arrays if math.prod(x.shape) <= _LARGEST), key=lambda x: math.prod(x.shape)))
+    for member in examined_members(design):
+        widths = [math.prod(member.store[array].shape[1:]) for array in member.arrays]
+        networks.append([member.store[member.arrays[k]] for k in examined_layers(widths, design.n)])
     return [arrays for arrays in networks if arrays]
 
 

@@ -340,7 +340,7 @@ def settings_of(kernels: Kernels, plan: StudyPlan, controls: Sequence[Control], 
     for groups in (kernels.groups, kernels.classes):
         digest.update(b"none" if groups is None else groups.numbers.numpy().tobytes())
     current = tuning.current()
-    sizes = plan.panel, plan.tile_stack, current.jackknife_memory, current.halvings
+    sizes = plan.panel, current.jackknife_memory, current.halvings
     device = plan.limits.device.partition(":")[0]
     return repr((__version__, "block", kernels.n, digest.hexdigest(), sizes, seed, device))
 

@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float64, Int64
 
 from repsim.engine.subsampling import padded_width
+from repsim.metrics.recipes.rows import cut
 from repsim.runtime import tuning
 from repsim.runtime.progress import Progress, counter, report_share
 from repsim.runtime.threads import map_in_threads
@@ -34,6 +35,8 @@ STATISTICS = ("index", "largest")
 """The mean along the best match, and the maximum over pairs of layers."""
 
 
+_GATHERED = 2**21
+"""Values of residual kernels that a thread gathers at once."""
 _KINDS = (RAW, "input")
 """Kinds of debiased CKA that are permuted; what is left within classes is not."""
 
@@ -297,8 +300,11 @@ class _Residuals:
 
     def products(self, order: Int64[torch.Tensor, " n"]) -> Float64[np.ndarray, "rows columns"]:
         """Return the inner products of the rows with the columns, whose samples are permuted."""
-        permuted = self._right.index_select(0, order[self._i] * self._n + order[self._j])
-        return 2 * (self._left @ permuted)[:, : self._columns].double().numpy()
+        entries, width = order[self._i] * self._n + order[self._j], self._right.shape[1]
+        total = torch.zeros(len(self._left), width, dtype=torch.float64)
+        for run in cut(len(entries), max(1, _GATHERED // width)):  # in every thread, all at once would be much memory
+            total += self._left[:, run] @ self._right.index_select(0, entries[run])
+        return 2 * total[:, : self._columns].numpy()
 
 
 def _places(kernels: Kernels, names: Sequence[str]) -> dict[str, Int64[np.ndarray, " layers"]]:

@@ -31,7 +31,7 @@ from repsim.runtime.files import format_duration, format_size
 from repsim.runtime.memory import memory_now
 from repsim.study.blocks import Block, Group, blocks, divide
 from repsim.study.design import Design, Member, Pair
-from repsim.study.duplicates import NETWORKS
+from repsim.study.duplicates import examined_layers, examined_members, pixels_of
 from repsim.study.input_kernels import RANK, SELECTION
 
 _STEP = 2**28
@@ -69,6 +69,8 @@ class StudyShape:
     metrics: tuple[Metric[Any], ...]
     """Measures other than debiased CKA."""
     permutations: int
+    pixels: int = 0
+    """Number of pixels in which near duplicates are looked for."""
 
     @property
     def kinds(self) -> int:
@@ -97,9 +99,10 @@ def shape_of(
     }
     itemsize = max(max(4, member.store[array].dtype.itemsize) for member in design.members for array in member.arrays)
     units = design.n if design.groups is None else design.groups.count
+    pixels = pixels_of(design)
     return StudyShape(
         design.n, units, splits, layers, itemsize, tuple(controls), 0 if classes is None else classes.count,
-        design.groups is not None, tuple(metrics), permutations,
+        design.groups is not None, tuple(metrics), permutations, 0 if pixels is None else math.prod(pixels.shape[1:]),
     )  # fmt: skip
 
 
@@ -126,8 +129,6 @@ class StudyPlan:
     """Whether layers stay in memory; otherwise they are read again when needed."""
     panel: int
     """Samples whose features are read at once."""
-    tile_stack: int
-    """Bytes of a stack of tiles, one of every layer of a block."""
     held: int
     """Panels in memory at once."""
     room: int
@@ -269,14 +270,13 @@ def _peak(shape: StudyShape, design: Design, groups: Sequence[Group], *, kept: b
     held += shape.units * columns_of_study * (4 if shape.units * columns_of_study > SINGLE else 8)
     held += 8 * (shape.kinds + 2 * shape.conditions) * len(every) ** 2
     pairs_kept = of_block.rows * (of_block.rows + 1) // 2 if block.diagonal else of_block.rows * of_block.columns
-    sums = 8 * n * pairs_kept * shape.kinds
-    sums += 8 * (cells**2 + 4 * shape.splits) * of_block.rows * of_block.columns
+    sums = 8 * (n + cells * (cells + 1) // 2) * pairs_kept * shape.kinds
+    sums += 16 * (2 * shape.splits + 1) * of_block.rows * of_block.columns * bool(shape.classes)  # of class means
     if shape.grouped:  # all layers with all, and values of every unit
         sums = 8 * shape.units * layers**2 * shape.kinds * 2 + 2**29
     of_panel = min(panel, n) * (features + layers * shape.classes) * shape.itemsize
     panels = (_HELD if kept else _HELD + 1) * of_panel
-    sums += n * layers * (2 * shape.splits + 1) * (8 + shape.itemsize * bool(shape.classes))
-    # before the tiles are made
+    sums += 8 * n * layers * (2 * shape.splits + 4)  # of products with all samples and halves, norms, offsets
     # before the tiles are made: sums over cells and classes, exact and rounded, and means of one run of samples
     means = (8 + shape.itemsize) * cells * max(1, shape.classes) * features + 2**26 * bool(shape.classes)
     tile = tile_of(shape, layers, panel)
@@ -329,7 +329,7 @@ def _complete(
     every = blocks(groups)
     available = max(limits.memory - limits.base - tuning.current().spare_memory, 2**26)
     made = StudyPlan(
-        shape, limits, groups, every, kept, panel, _STACK, held, room=min(2**29, available // 4),
+        shape, limits, groups, every, kept, panel, held, room=min(2**29, available // 4),
         available=available,
     )  # fmt: skip
     return dataclasses.replace(made, steps=tuple(_steps(made, design, memory)))
@@ -401,11 +401,15 @@ def _kernels_of_input(shape: StudyShape) -> Cost:
 
 
 def _near_duplicates(made: StudyPlan, design: Design) -> Cost:
-    """Return the cost of the nearest neighbours in the narrowest layer of each network that is examined."""
-    cost, pairs = NOTHING, float(made.shape.n) ** 2
-    for member in design.trained[:NETWORKS]:
-        cost += Cost(flop32=2.0 * pairs * min(made.shape.widths[member.name]), added=_NEIGHBOUR * pairs)
-    return cost
+    """Return the cost of the nearest neighbours in pixels and in the narrowest examined layer of each network.
+
+    Further layers of networks are examined only if samples are alike in these.
+    """
+    n, pairs = made.shape.n, float(made.shape.n) ** 2
+    of_members = [made.shape.widths[member.name] for member in examined_members(design)]
+    examined = [widths[places[0]] for widths in of_members if (places := examined_layers(widths, n))]
+    examined += [made.shape.pixels] if made.shape.pixels else []
+    return Cost(flop32=2.0 * pairs * sum(examined), added=_NEIGHBOUR * pairs * len(examined))
 
 
 def _permutations(shape: StudyShape, made: StudyPlan) -> Cost:

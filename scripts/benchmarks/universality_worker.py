@@ -81,6 +81,11 @@ class _Planned:
     arrays: tuple[str, ...]
     trained: bool = True
 
+    @property
+    def architecture(self) -> str:
+        """Name of the architecture: another one for every network."""
+        return self.name
+
 
 def plan_lines(n: int, *, models: int, layers: int, features: int, memory: str, permutations: int) -> list[str]:
     """Return the plan of a study of debiased CKA of many networks, at nominal rates, without stores."""

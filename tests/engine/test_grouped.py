@@ -169,7 +169,11 @@ def test_a_rest_that_one_group_dominates_is_refused(layers: list[Array]) -> None
 
 
 @pytest.mark.parametrize("algorithm", ["grams", "features", "directions"])
-def test_permuted_values_equal_least_squares(numbers: Array, layers: list[Array], algorithm: str) -> None:
+@pytest.mark.parametrize("gathered", [1, 2**21])
+def test_permuted_values_equal_least_squares(
+    numbers: Array, layers: list[Array], algorithm: str, gathered: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(permutation, "_GATHERED", gathered)
     grams = [factor(x, groups=numbers) for x in layers]
     orders = torch.from_numpy(repsim.random_permutations(N, 7, groups=numbers))
     if algorithm == "grams":

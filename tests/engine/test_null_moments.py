@@ -13,6 +13,7 @@ from repsim.metrics import get
 from repsim.metrics.base import Array, as_samples
 from repsim.metrics.recipes.gram import Gram
 from tests.metrics.references import gram, u_centred
+from tests.threads import torch_threads
 
 
 def prepared(x: Array, spec: str = "cka") -> Gram:
@@ -97,6 +98,15 @@ def test_minibatches_are_refused(rng: np.random.Generator) -> None:
     layer = prepared(rng.normal(size=(20, 3)), "cka:estimator=minibatch,batch=5")
     with pytest.raises(InvalidInputError, match="divided into minibatches"):
         cubic_moments([layer])
+
+
+def test_bits_do_not_depend_on_the_number_of_threads(rng: np.random.Generator) -> None:
+    layers = [prepared(rng.normal(size=(150, p))) for p in (900, 120, 7)]
+    sums = []
+    for threads in (1, 2, 4):
+        with torch_threads(threads):
+            sums.append(cubic_moments(layers))
+    assert sums[0] == sums[1] == sums[2]
 
 
 def test_progress(rng: np.random.Generator) -> None:

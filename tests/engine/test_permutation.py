@@ -166,10 +166,13 @@ def test_progress_counts_permutations(
         assert reported == [number for k in range(1, 9) for number in (k, 8)]
 
 
+@pytest.mark.parametrize("gathered", [1, 100, 2**21])
 @pytest.mark.parametrize("spec", ["cka", "cka:estimator=biased"])
 def test_shared_directions_give_what_features_give(
-    rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch, spec: str
+    rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch, spec: str, gathered: int
 ) -> None:
+    """Also if a thread multiplies one layer, or a few, at a time."""
+    monkeypatch.setattr(permutation, "_GATHERED", gathered)
     metric: Any = get(spec)
     layers = truncate_jointly(factors(spec, *related_layers(rng, 60, 40, 3, 100, 35, 2)), 0.99)
     apart = [dataclasses.replace(layer, features=layer.features[:]) for layer in layers]

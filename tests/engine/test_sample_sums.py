@@ -19,6 +19,7 @@ from repsim.metrics.recipes.groups import Groups
 from repsim.runtime.processes import Ranks
 from repsim.study.block_sums import draw_halves
 from tests.metrics.references import gram, u_centred
+from tests.threads import torch_threads
 
 Array = NDArray[np.float64]
 N = 33
@@ -241,6 +242,55 @@ def test_float32_is_as_accurate_as_the_comparison(rng: np.random.Generator, shif
         assert error(left_out(within, i), reference, energies) < 2 * limit
 
 
+def check_within(sums: SampleSums, expected: Expected, classes: NDArray[np.int64], rtol: float) -> None:
+    """Check all values within classes: of all samples, of halves, and without each of some samples."""
+    everything = np.arange(len(classes))
+    check(sums.within(0), expected.within(everything, classes), rtol)
+    check(sums.within_whole, expected.within(everything, classes), rtol)
+    for s, cells in enumerate(sums._subsets):
+        check(sums.within(1 + s), expected.within(everything[cells[sums._cells.numpy()]], classes), rtol)
+    without = sums.within_without(slice(0, 3))
+    for i in range(3):
+        check(left_out(without, i), expected.within(np.delete(everything, i), classes), rtol)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("spread", [1 / 30, 1 / 150])
+def test_tight_classes_lose_no_digits(rng: np.random.Generator, dtype: Any, spread: float) -> None:
+    """Deviations from class means have the digits that features leave them; only float32 rounds these."""
+    n = 140
+    classes = np.arange(n) % 7
+    layers = [(rng.normal(size=(7, p))[classes] + spread * rng.normal(size=(n, p))).astype(dtype) for p in (6, 64, 20)]
+    halves = draw_halves(np.arange(n), 3, seed=0)
+    SIDES["three"] = ([0, 1, 2], [0, 1, 2])
+    sums = summed(layers, "three", classes=classes, cells=halves.cells, subsets=halves.subsets, panel=64, tile=32)
+    expected = Expected([x.astype(np.float64) for x in layers], "three")
+    check_within(sums, expected, classes, rtol=1e-12 if dtype == np.float64 else 3e-6)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_sample_far_from_all_others_takes_no_digits(rng: np.random.Generator, dtype: Any) -> None:
+    """Sums without it are not those of rounding errors of its own sums; the largest is 10,000 times the others."""
+    n = 140
+    classes = np.arange(n) % 7
+    layers = [rng.normal(size=(n, p)).astype(dtype) for p in (6, 64, 20)]
+    for x in layers:
+        x[1] *= 10_000
+    halves = draw_halves(np.arange(n), 3, seed=0)
+    SIDES["three"] = ([0, 1, 2], [0, 1, 2])
+    sums = summed(layers, "three", classes=classes, cells=halves.cells, subsets=halves.subsets, panel=64, tile=32)
+    expected = Expected([x.astype(np.float64) for x in layers], "three")
+    check_within(sums, expected, classes, rtol=1e-4)
+    check(sums.all, expected.on(np.arange(n)))
+    check(left_out(sums.without(slice(0, 1)), 0), expected.on(np.delete(np.arange(n), 0)), 1e-9)
+    without = left_out(sums.without(slice(1, 2)), 0)  # offsets of all samples depend on the one that is left out
+    reference = expected.on(np.delete(np.arange(n), 1))
+    if dtype == np.float64:
+        check(without, reference, 0.02)
+    else:
+        assert np.isnan(without.own).all()  # what float32 rounds in the features of that sample is larger
+
+
 def shared_sums(layers: Sequence[Array], sides: str, shares: Sequence[Any], **options: Any) -> SampleSums:
     """Sum as several processes do, each of which adds a share of the units and sums the features of some layers."""
     grams, exchanged = factors(layers), list[dict[int, Any]]()
@@ -277,6 +327,20 @@ def test_sums_do_not_depend_on_who_adds_them(rng: np.random.Generator, dtype: An
     ):  # fmt: skip
         np.testing.assert_array_equal(of_shared.pairs, of_whole.pairs)
         np.testing.assert_array_equal(of_shared.own, of_whole.own)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_bits_do_not_depend_on_the_number_of_threads(rng: np.random.Generator, count: int) -> None:
+    """For one layer, too, which a single thread centres and multiplies."""
+    layers = [rng.normal(size=(150, 900)).astype(np.float32) for _ in range(count)]
+    SIDES["these"] = ([*range(count)],) * 2
+    results = []
+    for threads in (1, 2, 4):
+        with torch_threads(threads):
+            sums = summed(layers, "these", classes=np.arange(150) % 5, cells=np.arange(150) % 4, cubes=True)
+            results.append([*sums.state.values(), *(torch.from_numpy(sums.within(s).own) for s in range(3))])
+    for others in results[1:]:
+        assert all(map(torch.equal, results[0], others))
 
 
 def test_every_unit_is_a_step(rng: np.random.Generator) -> None:

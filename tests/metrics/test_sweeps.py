@@ -13,7 +13,6 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from repsim.metrics import get
@@ -28,6 +27,7 @@ from repsim.metrics.cka import CKA
 from repsim.metrics.recipes.gram import CentredGram, Gram, KernelMatrix
 from repsim.metrics.recipes.stored_kernels import StoredGrams, TwoSketches
 from repsim.testing.examples import RowsOnDisk, related_layers
+from tests.largest_tensor import Largest
 from tests.metrics import references
 from tests.metrics.references import minibatch_cka, sketched_cka
 from tests.threads import torch_threads
@@ -524,21 +524,6 @@ def test_moments_are_grouped_to_fit_and_none_is_missing(
 
 
 # Memory and operations
-
-
-class Largest(TorchDispatchMode):
-    """Values of the largest tensor that any operation of this thread gives."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.values = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        for output in out if isinstance(out, list | tuple) else [out]:
-            if isinstance(output, torch.Tensor):
-                self.values = max(self.values, output.untyped_storage().nbytes() // output.element_size())
-        return out
 
 
 @pytest.mark.parametrize("spec", ["cka", "cka:kernel=rbf,sigma=2.0", "cka:estimator=minibatch,batch=500"])

@@ -47,6 +47,21 @@ def test_several_sequences_give_the_arguments() -> None:
     assert map_in_threads(abs, []) == []
 
 
+def test_a_single_part_uses_one_thread_of_torch_unless_it_is_large(threads: int) -> None:
+    """Otherwise its last bits would depend on the number of threads."""
+    assert map_in_threads(lambda _: torch.get_num_threads(), [0]) == [1]
+    assert map_in_threads(lambda _: torch.get_num_threads(), [0], share_one=True) == [threads]
+    assert set(map_in_threads(lambda _: torch.get_num_threads(), range(9), share_one=True)) == {1}
+    assert torch.get_num_threads() == threads
+    with pytest.raises(PartError):
+        map_in_threads(raise_error, [0])
+    assert torch.get_num_threads() == threads
+
+
+def raise_error(_: int) -> None:
+    raise PartError
+
+
 def test_as_many_parts_are_computed_at_once_as_torch_has_threads(threads: int) -> None:
     together = threading.Barrier(threads)
     map_in_threads(lambda _: together.wait(10), range(threads))  # waits for all of them
@@ -145,11 +160,3 @@ def test_a_forked_process_starts_its_own_threads(threads: int) -> None:
     if child == 0:
         os._exit(map_in_threads(abs, [-3, -4, -5]) != [3, 4, 5])
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-
-
-def test_a_small_part_runs_in_one_thread_of_torch(threads: int) -> None:
-    def count(_: int) -> tuple[int, bool]:
-        return torch.get_num_threads(), threading.current_thread() is threading.main_thread()
-
-    assert map_in_threads(count, [0], small=True) == [(1, threads == 1)]
-    assert map_in_threads(count, [0]) == [(threads, True)]

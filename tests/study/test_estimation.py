@@ -19,7 +19,7 @@ from repsim.engine.planning import Limits
 from repsim.errors import TooLittleMemoryError
 from repsim.metrics.recipes.groups import Groups
 from repsim.runtime.processes import Ranks
-from repsim.study import controls, planning
+from repsim.study import controls, duplicates, planning
 from repsim.study.blocks import blocks, divide
 from repsim.study.design import Design, design
 from repsim.study.estimation import Estimates, estimate, settings_of
@@ -262,6 +262,21 @@ def test_a_plan_fits_into_its_memory(case: Case) -> None:
         assert sorted(m.name for group in made.groups for m in group) == sorted(m.name for m in case.design.members)
     with pytest.raises(TooLittleMemoryError):
         plan_study(case.plan.shape, case.design, Limits(least - 1, base_memory("cpu"), "cpu"))
+
+
+def test_the_plan_counts_the_layers_in_which_near_duplicates_are_looked_for(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    examined: list[int] = []
+
+    def pair_values(x: Tensor, *_: Any) -> dict[tuple[int, int], float]:
+        examined.append(x.shape[1])
+        return {}
+
+    monkeypatch.setattr(duplicates, "pair_values", pair_values)
+    duplicates.near_duplicates(case.design)
+    assert len(examined) > 1  # pixels, and a layer of each network
+    assert case.plan.steps[-1].cost.flop32 == 2 * case.design.n**2 * sum(examined)
 
 
 @pytest.mark.usefixtures("steady")

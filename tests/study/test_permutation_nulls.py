@@ -16,6 +16,7 @@ from repsim.study.gram_passes import Kernels, kernels
 from repsim.study.indices import RAW, Indices, matches_on
 from repsim.study.layer_matching import mbm
 from repsim.testing.examples import TRAINED, UNTRAINED, Array, write_networks
+from tests.largest_tensor import Largest
 from tests.study.references import unit_kernel, without
 
 N, COUNT = 24, 12
@@ -155,6 +156,21 @@ def test_values_do_not_depend_on_the_number_of_threads(study: Study, tuned: Call
         torch.set_num_threads(threads)
     for key, null in nulls[0].items():
         np.testing.assert_array_equal(nulls[1][key].permuted, null.permuted)
+
+
+def test_threads_gather_few_values_at_a_time(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Residual kernels of all layers take much memory, and every thread gathers them for a permutation of its own."""
+    residuals = parts_of(study)[0].residuals(COUNT)
+    order = torch.from_numpy(ORDERS[0])
+    with Largest() as everything:
+        expected = residuals.products(order)
+    width = residuals._right.shape[1]
+    assert everything.values == residuals._right.numel() // 2 - N * width // 2  # half of the pairs of samples
+    monkeypatch.setattr(permutation_nulls, "_GATHERED", 40 * width)
+    with Largest() as few:
+        values = residuals.products(order)
+    assert few.values <= residuals._left.numel() < everything.values  # of which a part is a view
+    np.testing.assert_allclose(values, expected, atol=1e-6)
 
 
 def test_one_model_has_nothing_to_permute(study: Study) -> None:
