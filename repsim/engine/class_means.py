@@ -41,12 +41,10 @@ class ClassMeans:
         Cell of each sample, from 0.
     subsets : array of shape (subsets, cells)
         Which cells each subset has; the first has all.
-    sums : list of tensors of shape (cells, classes, p)
-        Sums of the features of each layer over every class in every cell. They are replaced by sums of deviations.
-    squares : sequence of float
-        Sum of the squared norms of the features of each layer.
     dtype, device
-        Of features. Sums are on the device of ``sums``.
+        Of features, and of means and sums of deviations.
+    place : torch.device
+        Device of what is computed in float64.
     """
 
     def __init__(
@@ -54,31 +52,34 @@ class ClassMeans:
         classes: Groups,
         cells: Int64[Tensor, " n"],
         subsets: Bool[np.ndarray, "subsets cells"],
-        sums: list[Float64[Tensor, "cells classes p"]],
-        squares: Sequence[float],
         *,
         dtype: torch.dtype,
         device: torch.device,
+        place: torch.device,
     ) -> None:
-        self._dtype, self._device, self._place = dtype, device, sums[0].device
+        self._dtype, self._device, self._place = dtype, device, place
         self._subsets = torch.from_numpy(subsets).to(self._place, torch.float64)
         counts = torch.zeros(subsets.shape[1], classes.count, dtype=torch.float64, device=self._place)
         one = torch.ones(len(cells), dtype=torch.float64, device=self._place)
-        place = cells.to(self._place), classes.numbers.to(self._place)
-        counts.index_put_(place, one, accumulate=True)
+        counts.index_put_((cells.to(place), classes.numbers.to(place)), one, accumulate=True)
         self.sizes = self._subsets @ counts
         """Number of samples of each class in every subset, (subsets, classes)."""
-        self._sums = sums
+        self._counts, self._n = counts, len(cells)
         self._means: list[Float[Tensor, "classes p"]] = []
+        self._sums: list[Float[Tensor, "cells classes p"]] = []
+        """Sums of deviations."""
         self.units: list[float] = []
         """s of each layer."""
-        for k, of_layer in enumerate(sums):
-            mean = of_layer.sum(0) / counts.sum(0)[:, None].clamp(min=1)
-            left = squares[k] - float((counts.sum(0)[:, None] * mean.square()).sum())
-            self.units.append(_unit(left + 1e-12 * squares[k], len(cells)))
-            self._means.append(mean.to(device, dtype))  # deviations are those from the means that are rounded
-            exact = self._means[k].to(of_layer)
-            sums[k] = (of_layer - counts[..., None] * exact).div_(self.units[k])
+
+    def add(self, sums: Float64[Tensor, "cells classes p"], squares: float) -> None:
+        """Add the next layer: sums of its features over every class in every cell, and of their squared norms."""
+        sizes = self._counts.sum(0)[:, None]
+        mean = sums.sum(0) / sizes.clamp(min=1)
+        self.units.append(_unit(squares - float((sizes * mean.square()).sum()) + 1e-12 * squares, self._n))
+        self._means.append(mean.to(self._device, self._dtype))  # deviations are those from the means that are rounded
+        exact = self._means[-1].to(sums)
+        deviations = torch.addcmul(sums, self._counts[..., None], exact, value=-1).div_(self.units[-1])
+        self._sums.append(deviations.to(self._device, self._dtype))
 
     def centre(self, k: int, x: Float[Tensor, "rows p"], numbers: Int64[Tensor, " rows"]) -> Float[Tensor, "rows p"]:
         """Replace features of a layer by deviations, for samples of these classes; return s y_i + m_c(i) / 2."""
@@ -102,16 +103,11 @@ class ClassMeans:
 
     def weighted(self, run: slice, k: int) -> Float64[Tensor, "subsets run_and_classes"]:
         """Return M of a run of classes with all classes, times the roots of the sizes of both, for one layer."""
-        means = torch.tensordot(self._subsets, self._sums[k], 1) / self.sizes.clamp(min=1)[..., None]
+        means = torch.tensordot(self._subsets, self._sums[k].to(self._subsets), 1) / self.sizes.clamp(min=1)[..., None]
         M = means[:, run] @ means.mT
         M.diagonal(run.start, 1, 2).zero_()
         weighted: Tensor = M.mul_((self.sizes[:, run, None] * self.sizes[:, None]).sqrt()).flatten(1)
         return weighted
-
-    def round(self) -> None:
-        """Round the sums of deviations to the dtype of the features, for `of_samples`."""
-        for k, sums in enumerate(self._sums):
-            self._sums[k] = sums.to(self._device, self._dtype)
 
     def of_samples(
         self,

@@ -40,6 +40,8 @@ _BITS = 61
 """Bits of the largest possible sum, so that no sum of whole numbers overflows."""
 _FLOAT_BITS = 51
 """The same for sums of whole numbers in float64, so that each of them is exact."""
+CELL_SUMS = 2**22
+"""Sums over cells and classes in float64 that are in memory at once, unless one layer has more."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -206,7 +208,8 @@ class SampleSums(GramSweep):
         sums = {name: torch.zeros(shape, dtype=torch.int64, device=self._place) for name, shape in shapes.items()}
         for name in self._kernels:
             for whose, width in ((name, kept), (f"own {name}", own)):
-                sums[whose] = torch.zeros(self._n, width, dtype=torch.float64, device=self._place)
+                zeros = torch.from_numpy(np.zeros((self._n, width)))  # takes memory when it is written, not before
+                sums[whose] = zeros.to(self._place)
         return sums
 
     @property
@@ -230,26 +233,29 @@ class SampleSums(GramSweep):
         """
         if not self._subsets.size and self._classes is None:
             return
-        own = range(len(self.layers))[part(len(self.layers))]
-        sums = dict(zip(own, self._in_threads(self._sum_features, [self.layers[k] for k in own]), strict=True))
-        exchanged = {k: values for part_of in gather(sums) for k, values in part_of.items()}
-        cell_sums = [exchanged.pop(k).to(self._place) for k in range(len(self.layers))]
         shape = len(self.layers), len(self._members), self._n
         self._sums_of_products = torch.empty(shape, dtype=torch.float64, device=self._place)
         weights = torch.from_numpy(self._with_all).to(self._place, torch.float64)
-        totals = [(weights @ sums.sum(1)).T.to(self.device, self.dtype) for sums in cell_sums]
-        means = None
+        totals, means, squares_of = [], None, self._squared_norms.sum(1).tolist()
         if self._classes is not None:
             means = ClassMeans(
-                self._classes, self._cells, self._with_all, cell_sums, self._squared_norms.sum(1).tolist(),
-                dtype=self.dtype, device=self.device,
-            )  # fmt: skip
+                self._classes, self._cells, self._with_all, dtype=self.dtype, device=self.device, place=self._place
+            )
+        for run in self._runs_of_layers():  # sums in float64 take twice the memory of rounded ones
+            own = run[part(len(run))]
+            exchanged = gather(dict(zip(own, self._in_threads(self._sum_features, own), strict=True)))
+            of_layers = {k: sums for part_of in exchanged for k, sums in part_of.items()}
+            for k in run:
+                sums = of_layers.pop(k).to(self._place)
+                totals.append((weights @ sums.sum(1)).T.to(self.device, self.dtype))
+                if means is not None:
+                    means.add(sums, squares_of[k])
+        if means is not None:
+            assert self._classes is not None, "its means are those of classes"
             self._mean_sums = self._products_of_means(means)
-            means.round()
             norms = means.largest_norms(self._squared_norms.sqrt(), self._classes.numbers.to(self._place))
             largest = self._largest_rows_within(norms.square()[:, self._order.to(self._place)])
             self._unit |= dict.fromkeys(("within of cells", "class means"), self._unit_of_sums(largest))
-        del cell_sums
         mine = range(len(self._panels_of))[part(len(self._panels_of))]
         squares = torch.zeros(len(self.layers), self._n, dtype=torch.float64, device=self._place)
         features: Iterator[Panel] = (self._rows(panel) for panel in range(len(self._panels_of)))
@@ -327,8 +333,21 @@ class SampleSums(GramSweep):
                 own[s] += torch.linalg.vecdot(M[:, s], M[:, s])
         return [Products(*of_subset) for of_subset in zip(pairs.cpu().numpy(), own.cpu().numpy(), strict=True)]
 
-    def _sum_features(self, layer: Gram) -> Float64[Tensor, "cells classes p"]:
-        classes = 1 if self._classes is None else self._classes.count
+    def _runs_of_layers(self) -> list[range]:
+        """Divide the layers into runs whose sums over cells and classes are in memory at once."""
+        values = self._subsets.shape[1] * (1 if self._classes is None else self._classes.count)
+        runs, room = [range(0)], 0
+        for k, draw in enumerate(self.draws):
+            if runs[-1] and room < draw.p * values:
+                runs.append(range(k, k))
+            if not runs[-1]:
+                room = CELL_SUMS
+            room -= draw.p * values
+            runs[-1] = range(runs[-1].start, k + 1)
+        return runs
+
+    def _sum_features(self, k: int) -> Float64[Tensor, "cells classes p"]:
+        layer, classes = self.layers[k], 1 if self._classes is None else self._classes.count
         place = (self._cells if self._classes is None else self._cells * classes + self._classes.numbers).to(
             self._place
         )

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from repsim.engine.planning import LayerShape, Limits, plan
+from repsim.engine.sample_sums import CELL_SUMS
 from repsim.errors import Argument, Remedy, TooLittleMemoryError
 from repsim.metrics import Metric
 from repsim.metrics.recipes.cost import NOTHING, Cost
@@ -270,15 +271,17 @@ def _peak(shape: StudyShape, design: Design, groups: Sequence[Group], *, kept: b
     held += shape.units * columns_of_study * (4 if shape.units * columns_of_study > SINGLE else 8)
     held += 8 * (shape.kinds + 2 * shape.conditions) * len(every) ** 2
     pairs_kept = of_block.rows * (of_block.rows + 1) // 2 if block.diagonal else of_block.rows * of_block.columns
-    sums = 8 * (n + cells * (cells + 1) // 2) * pairs_kept * shape.kinds
-    sums += 16 * (2 * shape.splits + 1) * of_block.rows * of_block.columns * bool(shape.classes)  # of class means
+    held += 8 * cells * (cells + 1) // 2 * pairs_kept * shape.kinds
+    held += 16 * (2 * shape.splits + 1) * of_block.rows * of_block.columns * bool(shape.classes)  # of class means
+    held += 8 * n * layers * (2 * shape.splits + 4)  # of products with all samples and halves, norms, offsets
+    sums = 8 * n * pairs_kept * shape.kinds
     if shape.grouped:  # all layers with all, and values of every unit
         sums = 8 * shape.units * layers**2 * shape.kinds * 2 + 2**29
     of_panel = min(panel, n) * (features + layers * shape.classes) * shape.itemsize
     panels = (_HELD if kept else _HELD + 1) * of_panel
-    sums += 8 * n * layers * (2 * shape.splits + 4)  # of products with all samples and halves, norms, offsets
-    # before the tiles are made: sums over cells and classes, exact and rounded, and means of one run of samples
-    means = (8 + shape.itemsize) * cells * max(1, shape.classes) * features + 2**26 * bool(shape.classes)
+    # before the tiles are made: sums over cells and classes, exact ones of few layers, and means of one run of samples
+    means = cells * max(1, shape.classes) * (shape.itemsize * features + 8 * _THREADS * max(every))
+    means += 2 * 8 * CELL_SUMS + 2**26 * bool(shape.classes)
     tile = tile_of(shape, layers, panel)
     stack = layers * tile**2 * shape.itemsize * (8 if shape.classes else 4)
     products = of_block.rows * of_block.columns  # of a row; `SampleSums` bounds those of a thread
@@ -288,7 +291,7 @@ def _peak(shape: StudyShape, design: Design, groups: Sequence[Group], *, kept: b
     matrices = 8 * of_block.rows * of_block.columns * shape.kinds
     at_once = max(matrices, min(tuning.current().jackknife_memory, shape.units * matrices))
     evaluating = _THREADS * 16 * at_once + 3 * parts
-    return held + sums + max(panels + stack, means + of_panel, evaluating), of_panel
+    return held + max(sums + panels + stack, means + panels, sums + evaluating), of_panel
 
 
 @dataclass(frozen=True)
