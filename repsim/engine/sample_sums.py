@@ -506,7 +506,7 @@ class SampleSums(GramSweep):
         def add(name: str, stack: Tensor, first: int, rows: slice, cells: list[tuple[int, slice]]) -> list[Any]:
             """Add the products of some rows to the sums of their samples; return their sums by pairs of cells."""
             samples, sums = slice(first + rows.start, first + rows.stop), []
-            per_unit, spare = 1 / self._units[name][samples, None], self._spare_memory()
+            per_unit, spare = self._per_unit(name, samples), self._spare_memory()
             for cell, columns in cells or [(-1, slice(None))]:
                 products = self._products_of_rows(stack[:, rows, columns].transpose(0, 1), spare)
                 for other, inside in self._cell_runs(samples) if cells else ():
@@ -519,6 +519,12 @@ class SampleSums(GramSweep):
             return sums
 
         return [partial(add, *task) for task in tasks]
+
+    def _per_unit(self, name: str, samples: slice) -> Float[Tensor, "samples 1"]:
+        """Return 1 / unit of the sums over samples, powers of two: in the dtype of products, if it has them."""
+        exact = 1 / self._units[name][samples, None]
+        rounded = exact.to(self.dtype)  # a product with float64 takes a hundred times as long
+        return rounded if bool((rounded == exact).all()) else exact
 
     def _spare_memory(self) -> Tensor:
         """Return memory for the products of some rows, which a thread has put back, or new memory."""

@@ -240,6 +240,9 @@ _PANEL = 512
 larger ones."""
 _STACK = 2**25
 """Bytes of a stack of tiles: with all copies it stays in the cache of most processors, or nearly so."""
+_LEAST_SIDE = 192
+"""Side of a tile of many layers, whose stack does not stay in the cache: for smaller tiles, adding to the sums of single
+samples takes longer than the products (600 layers, n = 1,000: 48 s with tiles of 118, 35 s with those of 236)."""
 _HELD = 2
 """Panels at once, at least."""
 
@@ -247,7 +250,7 @@ _HELD = 2
 def tile_of(shape: StudyShape, layers: int, panel: int) -> int:
     """Return the side of a tile of a block with this number of layers."""
     copies = 2 if shape.classes else 1
-    side = math.isqrt(_STACK // (shape.itemsize * layers * copies))
+    side = max(math.isqrt(_STACK // (shape.itemsize * layers * copies)), _LEAST_SIDE)
     if side > 128:  # products of matrices are fastest at multiples of the width of a vector
         side = (side + 32) // 64 * 64
     return max(32, min(tuning.current().tile, side, panel))
@@ -365,7 +368,8 @@ def _steps(made: StudyPlan, design: Design, memory: int) -> list[Step]:
         comparing += Cost.of_products(grams + of_classes + _SMALL_PRODUCTS * products, shape.itemsize)
         comparing += Cost(
             added=entries * (_ENTRY + _ENTRY_WITHIN * bool(shape.classes))
-            + n * pairs * _VALUES_PASSES * shape.conditions,
+            + n * pairs * _VALUES_PASSES * shape.conditions
+            + n * pairs / (1 + block.diagonal) * shape.kinds * (_FIRST + _ROUNDED * n / made.tile(of_block.layers)),
             touched=(again + 2) * n * of_block.features,
             read=0.0 if made.kept else (again + 2) * n * of_block.features * shape.itemsize,
         )
@@ -390,6 +394,8 @@ _NEIGHBOUR = 20.0
 """Additions to a sum that take as long as a distance among which the nearest neighbours are selected."""
 _ENTRY, _ENTRY_WITHIN = 16.0, 26.0
 """Additions to a sum that take as long as centring and transposing an entry of a kernel, and one within classes."""
+_FIRST, _ROUNDED = 60.0, 8.0
+"""Additions to a sum that take as long as the first use of the memory of a sum, and as rounding and adding to it."""
 _VALUES_PASSES = 60.0
 """Additions to a sum that take as long as evaluating a value without a sample, for one kind of control."""
 
