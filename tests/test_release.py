@@ -84,7 +84,8 @@ def test_the_page_of_stability_names_the_versions_of_formats(kind: str, readers:
     row = re.search(rf"^\| {kind} \(`\.\w+`\) \| (\d) \| ([\d, ]+) \|", page, re.MULTILINE)
     assert row
     assert int(row[1]) == readers.newest
-    assert [int(version) for version in row[2].split(", ")] == [version for version in range(readers.newest + 1) if version in readers]
+    read = [version for version in range(readers.newest + 1) if version in readers]
+    assert [int(version) for version in row[2].split(", ")] == read
 
 
 def test_what_is_deprecated_names_a_later_major_version() -> None:
