@@ -17,7 +17,7 @@ from repsim.metrics.base import Array
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-SOURCES = PROJECT["urls"]["Documentation"].partition("#")[0] + "/blob/main/"
+SOURCES = PROJECT.get("urls", {}).get("Source", "")  # the address of the repository, if it is known
 
 project = "repsim"
 author = PROJECT["authors"][0]["name"]
@@ -59,9 +59,10 @@ napoleon_use_ivar = True
 
 
 def outside(_: Sphinx, __: str, text: list[str]) -> None:
-    """Point links to files outside docs/, which work on GitHub, to the copied notebooks or to GitHub."""
+    """Point links to files outside docs/ to the copied notebooks or to the repository; name those without address."""
     text[0] = re.sub(r"\]\(\.\./(examples/[^)\s]+\.ipynb)", r"](\1", text[0])
-    text[0] = re.sub(r"\]\(\.\./([^)\s]+)", rf"]({SOURCES}\1", text[0])
+    link = rf"[\1]({SOURCES}/blob/main/\2)" if SOURCES else r"\1 (`\2` in the repository)"
+    text[0] = re.sub(r"\[([^\]]+)\]\(\.\./([^)\s]+)\)", link, text[0])
 
 
 ALIASES = {  # what autodoc writes out in full -> what the code says

@@ -39,7 +39,7 @@ class StreamedModel(Protocol):
     controls: Mapping[tuple[str, str], tuple[LayerSpec, Readout]]
 
 
-@rename_keyword("images", "samples", gone_in="0.4.0")
+@rename_keyword("images", "samples", gone_in="2.0.0")
 def stream_together(
     extractors: Sequence[StreamedModel], samples: SampleSource, rows: Sequence[Sequence[int]], how: Stream
 ) -> Iterator[tuple[int, Batch]]:

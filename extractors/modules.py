@@ -210,7 +210,7 @@ class ModuleExtractor:
             record["weights_sha256"] = fingerprint(self.model)
         return record
 
-    @rename_keyword("images", "samples", gone_in="0.4.0")
+    @rename_keyword("images", "samples", gone_in="2.0.0")
     def stream(self, samples: SampleSource, rows: Sequence[int], how: Stream) -> Iterator[Batch]:
         """Yield the readouts of the samples at ``rows`` of their source, in this order, batch by batch.
 

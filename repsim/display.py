@@ -189,7 +189,7 @@ def _picture(figure: "Figure", alternative: str) -> str:
     return f'<img style="max-width:100%" alt="{alternative}" src="data:image/png;base64,{data}">'
 
 
-@rename_keyword("found", "dataset", gone_in="0.3.0")
+@rename_keyword("found", "dataset", gone_in="2.0.0")
 def view(dataset: xr.Dataset) -> View:
     """Show a result, a study or a series; the accessor ``.repsim`` of the data set returns the same view.
 

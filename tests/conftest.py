@@ -17,9 +17,10 @@ from repsim.runtime import tuning
 from tests import shapes
 from tests.threads import torch_threads
 
-hook = jaxtyping.install_import_hook(
-    ["repsim.metrics", "repsim.engine.preparation", "repsim.stores.alignment"], "tests.shapes.checked"
-)
+if not jaxtyping.config.jaxtyping_disable:  # with JAXTYPING_DISABLE=1, early versions are slow with a hook
+    jaxtyping.install_import_hook(
+        ["repsim.metrics", "repsim.engine.preparation", "repsim.stores.alignment"], "tests.shapes.checked"
+    )
 
 Pictures = Callable[..., Path]
 

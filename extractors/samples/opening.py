@@ -347,7 +347,7 @@ def choose(total: int, limit: int | None) -> list[int]:
     return [i * total // limit for i in range(limit)]
 
 
-@rename_keyword("images", "source", gone_in="0.4.0")
+@rename_keyword("images", "source", gone_in="2.0.0")
 def examine(
     source: SampleSource,
     rows: Sequence[int],

@@ -193,7 +193,7 @@ def compare(
     values: dict[str, Any] = dict(keywords)
     deprecated = {name: values.pop(name) for name in _DEPRECATED_KEYWORDS if name in values}
     for name in deprecated:
-        warn_deprecated(f"compare({name}=...)", instead=_DEPRECATED_KEYWORDS[name], gone_in="0.3.0")
+        warn_deprecated(f"compare({name}=...)", instead=_DEPRECATED_KEYWORDS[name], gone_in="2.0.0")
     if isinstance(values.get("readouts"), str):
         values["readouts"] = [values["readouts"]]
     (options,) = sort_keywords("compare", values, CompareOptions)

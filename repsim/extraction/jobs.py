@@ -81,7 +81,7 @@ class Samples:
     @property
     def images(self) -> SampleSource:
         """Source of the samples, by its earlier name."""
-        warn_deprecated("Samples.images", instead="write source", gone_in="0.4.0")
+        warn_deprecated("Samples.images", instead="write source", gone_in="2.0.0")
         return self.source
 
     @cached_property
@@ -110,7 +110,7 @@ class Samples:
         return [*self.source.notes, *left_out]
 
 
-@rename_keyword("images", "source", gone_in="0.4.0")
+@rename_keyword("images", "source", gone_in="2.0.0")
 def choose_samples(
     source: SampleSource,
     *,

@@ -26,7 +26,7 @@ _MAX_NAME = 1.0  # inches: a longer name of a layer is shortened
 _MIN_PANEL = 1.45  # inches: least width of a panel with its names
 
 
-@rename_keyword("found", "data", gone_in="0.3.0")
+@rename_keyword("found", "data", gone_in="2.0.0")
 def plot_grid(
     data: xr.Dataset | Sequence[xr.Dataset] | Sequence[xr.DataArray],
     measures: Sequence[str] | None = None,

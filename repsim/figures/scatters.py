@@ -23,7 +23,7 @@ _MAX_VECTOR_POINTS = 2000  # more points are rasterised, because viewers are slo
 _MOST_POINTS = 20_000  # of more points only some are drawn, because they would cover one another
 
 
-@rename_keyword("found", "dataset", gone_in="0.3.0")
+@rename_keyword("found", "dataset", gone_in="2.0.0")
 def plot_measures(dataset: xr.Dataset, a: str, b: str, ax: Axes | None = None, *, width: float = COLUMN) -> Axes:
     """Draw one measure against another, with a point for every pair of layers of two models.
 

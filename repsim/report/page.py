@@ -32,7 +32,6 @@ SCRIPTS = {
 """Kinds of pages, with the files of their script in the order in which they are joined. A comparison is shown by the
 page of a study. Each kind has its sections and its glossary, ``KIND.html`` and ``KIND_glossary.html``, in frame.html.
 """
-_URL = "https://github.com/repsim/repsim-toolkit"
 _NAME = "repsim: do two neural networks represent the world in the same way?"
 _HTML_ESCAPES = {ord(c): f"\\u{ord(c):04x}" for c in "<>&"}
 
@@ -178,10 +177,10 @@ def policy(*scripts: str) -> str:
 def _citation() -> dict[str, str]:
     """Return the citation of CITATION.cff as text and as BibTeX; a test checks that both agree with the file."""
     return {
-        "text": f"The repsim authors. {_NAME} Version {__version__}. {_URL}",
+        "text": f"The repsim authors. {_NAME} Version {__version__}.",
         "bibtex": (
             "@software{repsim,\n  author  = {{The repsim authors}},\n"
-            f"  title   = {{{{{_NAME}}}}},\n  version = {{{__version__}}},\n  url     = {{{_URL}}},\n"
+            f"  title   = {{{{{_NAME}}}}},\n  version = {{{__version__}}},\n"
             "  license = {Apache-2.0}\n}"
         ),
     }

@@ -79,7 +79,7 @@ _LAYER_COLUMNS = {
 """Meanings of columns that describe the layers of one side; the file explains the other columns."""
 
 
-@rename_keyword("found", "dataset", gone_in="0.3.0")
+@rename_keyword("found", "dataset", gone_in="2.0.0")
 def to_frame(dataset: xr.Dataset, table: str | None = None) -> pd.DataFrame:
     """Convert a comparison, a study or a series to a tidy table, with a row for each pair of layers, point, and so on.
 

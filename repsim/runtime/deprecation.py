@@ -23,16 +23,16 @@ def warn_deprecated(what: str, *, instead: str, gone_in: str) -> None:
     instead : str
         What to do instead, as a clause.
     gone_in : str
-        The release that removes it: the one after the release that warns first.
+        The release that removes it: the next major one.
 
     Examples
     --------
     >>> import warnings
     >>> with warnings.catch_warnings(record=True) as raised:
     ...     warnings.simplefilter("always")
-    ...     warn_deprecated("compare(known=...)", instead="write out=", gone_in="0.3.0")
+    ...     warn_deprecated("compare(known=...)", instead="write out=", gone_in="2.0.0")
     >>> print(raised[0].message)
-    compare(known=...) is deprecated and will be removed in repsim 0.3.0; write out=
+    compare(known=...) is deprecated and will be removed in repsim 2.0.0; write out=
     """
     message = f"{what} is deprecated and will be removed in repsim {gone_in}; {instead}"
     warnings.warn(message, DeprecationWarning, stacklevel=user_level())
@@ -50,7 +50,7 @@ def rename_keyword(old: str, new: str, *, gone_in: str) -> Callable[[Callable[P,
 
     Examples
     --------
-    >>> @rename_keyword("found", "dataset", gone_in="0.3.0")
+    >>> @rename_keyword("found", "dataset", gone_in="2.0.0")
     ... def size(dataset):
     ...     return len(dataset)
     >>> with warnings.catch_warnings(action="ignore"):

@@ -258,10 +258,10 @@ def _without_earlier_keywords(keywords: dict[str, Any]) -> dict[str, Any]:
         if old in keywords:
             if new in keywords:
                 raise TypeError(f"universality() got both {new} and {old}, its earlier name")
-            warn_deprecated(f"universality({old}=...)", instead=f"write {new}=...", gone_in="0.3.0")
+            warn_deprecated(f"universality({old}=...)", instead=f"write {new}=...", gone_in="2.0.0")
             keywords[new] = value(keywords.pop(old))
     if "command" in keywords:
-        warn_deprecated("universality(command=...)", instead="set study.attrs['command']", gone_in="0.3.0")
+        warn_deprecated("universality(command=...)", instead="set study.attrs['command']", gone_in="2.0.0")
     return keywords
 
 

@@ -380,7 +380,7 @@ class ExtractorContract:
         images: Callable[[], SampleSource] | None = getattr(self, "images", None)
         if images is None:
             return open_images("digits")
-        warn_deprecated("ExtractorContract.images", instead="define samples()", gone_in="0.4.0")
+        warn_deprecated("ExtractorContract.images", instead="define samples()", gone_in="2.0.0")
         return images()
 
     def _read(self, extractor: Extractor, rows: Sequence[int], batch_size: int) -> dict[tuple[str, str], Array]:
