@@ -8,11 +8,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from repsim.errors import Argument, Function, Hint, InvalidInputError, Remedy
-from repsim.figures.canvas import COLUMN, resolve_measure, save
+from repsim.figures.canvas import resolve_measure, save
 from repsim.figures.depths import plot_depths
 from repsim.figures.forests import plot_families, plot_pairs
 from repsim.figures.grids import plot_grid
 from repsim.figures.maps import plot_map
+from repsim.figures.matrices import plot_models
 from repsim.figures.scatters import plot_measures
 from repsim.figures.series import (
     plot_convergence,
@@ -42,7 +43,8 @@ def draw_all(
     study : xarray.Dataset
         Study of `repsim.universality`, or series of `repsim.series`.
     width : float, optional
-        Width of every figure in inches; by default one column, and one page for the grid of heatmaps.
+        Width of every figure in inches; by default one column, and one page for the grid of heatmaps and for a matrix
+        of many models. A style is that of `style_context` around the loop.
     among : collection of str, optional
         Names of the figures to draw; by default all.
 
@@ -77,9 +79,8 @@ def _of_series(series: xr.Dataset, width: float | None) -> Figures:
         "every_point": ("every point with every point", plot_every_point),
         "drift": ("distance from the reference, by depth", plot_drift),
     }
-    column = width or COLUMN
     return {
-        name: (subject, lambda plot=plot: _figure_of(plot(series, width=column)))  # type: ignore[misc]
+        name: (subject, lambda plot=plot: _figure_of(plot(series, width=width)))  # type: ignore[misc]
         for name, (subject, plot) in subjects.items()
     }
 
@@ -87,31 +88,37 @@ def _of_series(series: xr.Dataset, width: float | None) -> Figures:
 def _of_study(study: xr.Dataset, width: float | None) -> Figures:
     """Return the figures of a study, with their subjects."""
     measure = resolve_measure(study, None)
-    column = width or COLUMN
     others = [name for name in study["measure"].values.tolist() if name != "cka"]
     drawn: Figures = {
         "heatmaps": ("every layer with every layer", lambda: _grid(study, measure, width)),
-        "depths": ("which depth matches which", lambda: _figure_of(plot_depths(study, width=column))),
+        "depths": ("which depth matches which", lambda: _figure_of(plot_depths(study, width=width))),
         "similarity": (
             "how alike layers and their matches are",
-            lambda: _figure_of(plot_depths(study, show="similarity", width=column)),
+            lambda: _figure_of(plot_depths(study, show="similarity", width=width)),
         ),
-        "pairs": ("how alike models are, and their controls", lambda: _figure_of(plot_pairs(study, width=column))),
+        "models": ("which models are alike", lambda: _figure_of(plot_models(study, width=width))),
+        "pairs": ("how alike models are, and their controls", lambda: _figure_of(plot_pairs(study, width=width))),
         "families": (
-            "what pairs of families share that was learned", lambda: _figure_of(plot_families(study, width=column))
+            "what pairs of families share that was learned", lambda: _figure_of(plot_families(study, width=width))
         ),
-        "shares": ("where the energy of kernels comes from", lambda: _figure_of(plot_shares(study, width=column))),
-        "map": ("the map of models", lambda: _figure_of(plot_map(study, width=column))),
+        "shares": ("where the energy of kernels comes from", lambda: _figure_of(plot_shares(study, width=width))),
+        "map": ("the map of models", lambda: _figure_of(plot_map(study, width=width))),
     }  # fmt: skip
     if others:
         drawn["measures"] = (
-            f"cka against {others[-1]}", lambda: _figure_of(plot_measures(study, "cka", others[-1], width=column))
+            f"cka against {others[-1]}", lambda: _figure_of(plot_measures(study, "cka", others[-1], width=width))
         )  # fmt: skip
     return drawn
 
 
 def save_all(
-    study: xr.Dataset, folder: str | Path, *, form: str = "png", width: float | None = None
+    study: xr.Dataset,
+    folder: str | Path,
+    *,
+    form: str = "png",
+    width: float | None = None,
+    dpi: float | None = None,
+    among: Collection[str] | None = None,
 ) -> Iterator[tuple[str, str, Path | None]]:
     """Save every figure of a study or a series in a folder, each in its own file.
 
@@ -121,10 +128,12 @@ def save_all(
         Study of `repsim.universality`, or series of `repsim.series`.
     folder : path
         Folder for the files.
-    form : {"png", "pdf", "svg"}
+    form : {"png", "pdf", "svg", "eps", "tiff"}
         Format of the files.
-    width : float, optional
+    width, among
         As in `draw_all`.
+    dpi : float, optional
+        As in `save`.
 
     Yields
     ------
@@ -135,10 +144,10 @@ def save_all(
     path : Path or None
         File of the figure.
     """
-    for name, description, figure in draw_all(study, width=width):
+    for name, description, figure in draw_all(study, width=width, among=among):
         path = Path(folder) / f"{name}.{form}" if figure else None
         if figure and path:
-            save(figure, path)
+            save(figure, path, dpi=dpi)
         yield name, description, path
 
 
