@@ -140,7 +140,7 @@ def plot_pairs(
     pairs, values, count = at["pair"].values.tolist(), at[value].values.tolist(), at.sizes["pair"]
     names = {name: _format_pair(name, 0.4 * inches, shown_name) for name in pairs}
     groups = groups_of_pairs(study)
-    titles = {name: wrap(name.replace(": ", ":\n").split("\n"), 0.5 * inches, note_size()) for name in set(groups)}
+    titles = {name: _format_heading(name, 0.55 * inches) for name in groups}
     lines = max(name.count("\n") + 1 for name in [*names.values(), *(titles.values() if order is None else ())])
     pitch = lines * _PITCH * note_size() / 72
     room = most or max(2, min(MOST_PAIRS, int(_HIGHEST / pitch) - len(set(groups))))
@@ -169,7 +169,8 @@ def plot_pairs(
     ax.set_yticks(range(len(rows)), rows, fontsize=note_size())
     for label in ax.get_yticklabels():
         label.set_fontweight("bold" if label.get_text() in titles.values() else "normal")
-    ax.text(1.02, 0, "learned", **_right_label_style(ax))
+    if at["learned"].notnull().any():
+        ax.text(1.02, 0, "learned", **_right_label_style(ax))
     _finish_rows(ax, len(rows), seen, 1.2)
     set_title(ax, title)
     if own:
@@ -328,6 +329,13 @@ def _format_pair(pair: str, inches: float, shown: Callable[[object], str]) -> st
     return wrap([first, f"\N{MULTIPLICATION SIGN} {second}"], inches, note_size())
 
 
+def _format_heading(group: str, inches: float) -> str:
+    """Return the heading of a group on one line, or on two if it is too long; bold text is wider."""
+    if 1.15 * text_width(group, note_size()) <= 72 * inches:
+        return group
+    return wrap(group.replace(": ", ":\n").split("\n"), inches, note_size())
+
+
 def _draw_value(one: xr.Dataset, name: str, ax: Axes, row: int, look: dict[str, Any]) -> dict[str, Artist]:
     """Draw the value of one pair with its interval, and marks beside it; return the marks by their labels.
 
@@ -348,7 +356,8 @@ def _draw_value(one: xr.Dataset, name: str, ax: Axes, row: int, look: dict[str, 
             at = row - _ABOVE if other == "index" else row
             size = {"s": mark(marker["s"] ** 0.5) ** 2, "color": ink() if other != "index" else "0.45"}
             drawn[text] = ax.scatter(level, at, linewidths=stroke(0.7), gid=other, **(marker | size))
-    ax.text(1.02, row, "-" if np.isnan(learned) else f"{learned:z.2f}", **_right_label_style(ax))
+    if not np.isnan(learned):
+        ax.text(1.02, row, f"{learned:z.2f}", **_right_label_style(ax))
     return drawn
 
 
@@ -383,8 +392,9 @@ def _explanation(value: str, seen: Mapping[str, Artist]) -> str:
         if value == "split_half"
         else "Mean along the best match of layers, with its 95 % interval"
     )
-    text += "; learned: minus the strongest control."
+    has_control = any(label.startswith("control") for label in seen)
+    text += "; learned: minus the strongest control." if has_control else "."
     missing = [label for label, _ in _OTHERS.values() if label not in seen]
-    if not any(label.startswith("control") for label in seen):
+    if not has_control:
         missing.insert(0, "controls (untrained networks)")
     return text + (f" Not known here: {', '.join(missing)}." if missing else "")

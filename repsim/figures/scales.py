@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypedDict, cast
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.colorbar import Colorbar
 from matplotlib.colors import Colormap, LinearSegmentedColormap, ListedColormap, Normalize
@@ -13,7 +14,7 @@ from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import Affine2DBase, ScaledTranslation, blended_transform_factory
 from numpy.typing import NDArray
 
-from repsim.errors import InvalidInputError
+from repsim.errors import InvalidInputError, UnknownNameError
 from repsim.figures.canvas import style_ticks
 from repsim.figures.lettering import wrap
 from repsim.figures.styles import em, frame, ink, note_size
@@ -57,6 +58,7 @@ class ImageOptions:
     def __post_init__(self) -> None:
         if self.norm is not None and not (self.vmin is None and self.vmax is None):
             raise InvalidInputError("a norm has limits of its own; give either norm, or vmin and vmax")
+        check_colour_map(self.cmap)
 
     def colours(self, scale: Scale) -> tuple[Any, Any]:
         """Return the norm and the colour map: the caller's, or those of the scale within the caller's limits."""
@@ -78,6 +80,12 @@ class ImageOptions:
         if self.vmax is not None:
             above = bool((values > self.vmax).any())
         return _EXTEND[below, above]
+
+
+def check_colour_map(cmap: str | Colormap | None) -> None:
+    """Raise `UnknownNameError` if matplotlib has no colour map of this name."""
+    if isinstance(cmap, str) and cmap not in colormaps:
+        raise UnknownNameError("colour map of matplotlib", cmap, list(colormaps))
 
 
 class ScaleColours(ListedColormap):

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from repsim.errors import InvalidInputError, UnknownNameError
 from repsim.figures.canvas import inches_of, namer, style_ticks
 from repsim.figures.lettering import escape_text, shorten, text_width
-from repsim.figures.scales import ImageKeywords, ImageOptions, add_colour_bar, draw_image
+from repsim.figures.scales import ImageKeywords, ImageOptions, add_colour_bar, check_colour_map, draw_image
 from repsim.figures.styles import em, frame, ink, label_size, legend_size, note_size
 from repsim.presentation.scales import scale_of
 from repsim.presentation.series import (
@@ -173,6 +173,7 @@ def colours_of_lines(count: int, cmap: str | Colormap | None) -> list[str]:
     """Return colours for an ordered set of lines: dark to bright, or of a colour map of the caller."""
     if cmap is None:
         return ramp(count)
+    check_colour_map(cmap)
     chosen = colormaps[cmap] if isinstance(cmap, str) else cmap
     return [to_hex(chosen(share)) for share in np.linspace(0, 1, count)]
 
