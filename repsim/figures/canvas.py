@@ -61,6 +61,8 @@ _SLACK = 0.06
 """Change of the height of axes in inches that is no reason to change that of the figure."""
 _AXIS = 0.5
 """Width of the numbers and the label of an axis in inches."""
+_FEW_AXES = 6
+"""Largest number of axes that are laid out when something is drawn on one; of more it would take seconds."""
 _SHRINKING = 0.65
 """Part of the user's axes that is left once constrained layout has made room for their labels."""
 
@@ -264,6 +266,13 @@ def room_of(ax: Axes) -> tuple[float, float]:
     share = _SHRINKING if engine is not None and not isinstance(engine, FigureLayout) else 1.0
     square = ax.get_aspect() != "auto" and ax.get_adjustable() == "box"
     return (share * min(width, height),) * 2 if square else (share * width, share * height)
+
+
+def settle(figure: Figure) -> None:
+    """Run the layout of a figure of the user once, because one run is not exact for axes with square cells."""
+    engine = figure.get_layout_engine()
+    if isinstance(engine, ConstrainedLayoutEngine) and len(figure.axes) <= _FEW_AXES:
+        engine.execute(figure)
 
 
 def style_axes(ax: Axes, x: str, y: str) -> None:

@@ -22,6 +22,7 @@ from repsim.figures.canvas import (
     namer,
     resolve_measure,
     set_title,
+    settle,
     style_axes,
 )
 from repsim.figures.lettering import escape_text, wrap
@@ -123,7 +124,9 @@ def plot_depths(
         _draw_group(ax, [curve for curve in curves if curve.group == group], look, depth=show == "depth", width=width)
     add_legend_above(ax, ncols=1 if len(groups) < 3 else 2, handlelength=2.6)
     set_title(ax, title)
-    if own:
+    if not own:
+        settle(ax.figure.figure)
+    else:
         thinned = any(_every([curve for curve in curves if curve.group == group]) > 1 for group in groups)
         thin = f"some of the pairs of models, at most {_MOST_LINES} of a kind" if thinned else "pairs of models"
         whose = "the mean of all of them" if thinned else "their mean"

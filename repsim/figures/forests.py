@@ -138,10 +138,10 @@ def plot_pairs(
     own = ax is None
     inches = column_width(width) if ax is None else room_of(ax)[0] + 1
     pairs, values, count = at["pair"].values.tolist(), at[value].values.tolist(), at.sizes["pair"]
-    names = {name: _format_pair(name, 0.4 * inches, shown_name) for name in pairs}
     groups = groups_of_pairs(study)
-    titles = {name: _format_heading(name, 0.55 * inches) for name in groups}
-    lines = max(name.count("\n") + 1 for name in [*names.values(), *(titles.values() if order is None else ())])
+    titles = {name: _format_heading(name, 0.55 * inches) for name in set(groups)}
+    longest = _format_pair(max(pairs, key=len), 0.4 * inches, shown_name)
+    lines = max(name.count("\n") + 1 for name in [longest, *(titles.values() if order is None else ())])
     pitch = lines * _PITCH * note_size() / 72
     room = most or max(2, min(MOST_PAIRS, int(_HIGHEST / pitch) - len(set(groups))))
     if order is not None:
@@ -165,7 +165,7 @@ def plot_pairs(
                 dict(zip(CONTROL_PAIRS, of_pair, strict=True)), ax, len(rows)
             )
             seen |= {name: artist for name, artist in drawn.items() if name not in seen}
-            rows.append(names[one["pair"].item()])
+            rows.append(_format_pair(one["pair"].item(), 0.4 * inches, shown_name))
     ax.set_yticks(range(len(rows)), rows, fontsize=note_size())
     for label in ax.get_yticklabels():
         label.set_fontweight("bold" if label.get_text() in titles.values() else "normal")
@@ -250,14 +250,14 @@ def plot_families(
     inches = column_width(width) if ax is None else room_of(ax)[0] + 1
     pairs, effects, count = at["families"].values.tolist(), at["effect"].values.tolist(), at.sizes["families"]
     shown_name = namer(labels, study["family"].values, "family of this study")
-    names = [_format_pair(name, 0.4 * inches, shown_name) for name in pairs]
-    pitch = max(name.count("\n") + 1 for name in names) * _PITCH * note_size() / 72
+    lines = _format_pair(max(pairs, key=len), 0.4 * inches, shown_name).count("\n") + 1
+    pitch = lines * _PITCH * note_size() / 72
     room = min(MOST_PAIRS, int(_HIGHEST / pitch))
     if order is not None:
         shown = arrange(order, pairs, effects, "pair of families of this study")[:room]
     else:
         shown = thinned(effects, [""] * count, [""], room) if count > room else list(range(count))
-    at, names = at[_OF_FAMILIES].isel(families=shown), [names[k] for k in shown]
+    at, names = at[_OF_FAMILIES].isel(families=shown), [_format_pair(pairs[k], 0.4 * inches, shown_name) for k in shown]
     ax = make_axes(inches, pitch * len(names) + _PITCH * note_size() / 72) if ax is None else ax
     style_axes(ax, "", "")
     label = wrap([escape_text(f"{traits(measure).label}: effect of training")], 0.6 * inches, label_size())

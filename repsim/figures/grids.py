@@ -114,7 +114,7 @@ def plot_grid(
         if len(names) > 1:
             ax.set_title(wrap([label_of(at[place])], side, label_size()), fontsize=label_size(), pad=3)
         _hide_repeated_names(at, place, ax)
-    add_caption(figure, _caption(panels, path=path, marks=marks))
+    add_caption(figure, _caption(panels, options, path=path, marks=marks))
     if title is not None and len(panels) == 1:
         set_title(grid[places[0]], title)
     elif title is not None:
@@ -218,7 +218,9 @@ def _sense_and_range(panel: xr.DataArray) -> tuple[object, ...]:
     return declared(panel.attrs)
 
 
-def _caption(panels: Sequence[xr.DataArray], *, path: bool | None, marks: bool | None) -> list[str]:
+def _caption(
+    panels: Sequence[xr.DataArray], options: ImageOptions, *, path: bool | None, marks: bool | None
+) -> list[str]:
     def all_of(*coords: str) -> str:
         return ", ".join(
             dict.fromkeys(name for panel in panels for coord in coords for name in unique_values(panel, coord))
@@ -226,7 +228,9 @@ def _caption(panels: Sequence[xr.DataArray], *, path: bool | None, marks: bool |
 
     counts = f", {n} samples" if (n := all_of("n_samples")) else ""
     readout = f", readout {names}" if (names := all_of("readout_a", "readout_b")) else ""
-    sentences = [f"{all_of('data') or 'Data not recorded'}{counts}{readout}. Layers by depth; brighter: more similar."]
+    sentences = [f"{all_of('data') or 'Data not recorded'}{counts}{readout}. Layers by depth."]
+    sentences += [f"{name}." for name in dict.fromkeys(map(label_of, panels)) if not options.cbar]
+    sentences += [options.reading] if options.reading else []
     if any(boundaries(panel[dim].values.tolist()) for panel in panels for dim in ("layer_a", "layer_b")):
         sentences.append("Dashed: stages.")
     sentences += explain_overlays(panels, path=path, marks=marks)

@@ -31,6 +31,7 @@ from repsim.figures.canvas import (
     resize_to_panels,
     room_of,
     set_title,
+    settle,
 )
 from repsim.figures.lettering import escape_text, set_fallback_fonts, shorten, text_width, wrap
 from repsim.figures.scales import ImageKeywords, ImageOptions, add_colour_bar, draw_image, is_dark
@@ -42,6 +43,8 @@ from repsim.figures.styles import (
     frame,
     in_style,
     is_styled,
+    label_size,
+    note_size,
     page_width,
     points,
 )
@@ -56,6 +59,7 @@ _CELL = 0.115  # inches: a layer name of nearly 7 points fits beside it
 _MAX_PANEL = 8.0  # inches: the longer side of a panel; only some layers are named if not all names fit
 _MAX_NAME = 2.4  # inches: a longer name of a layer is shortened
 _TYPICAL_NAME = 0.7  # inches: assumed width of names in a grid of small panels
+_SMALL_PANEL = 1.6  # inches: panels of the user that are smaller have the text of small panels
 _MAX_WIDTH = 20.0  # inches: panels that are wider together are arranged in several rows
 _MAX_ASPECT = 4  # cells are square unless one side has more than this many times the layers of the other
 _DIMS = ("layer_a", "layer_b")
@@ -195,10 +199,12 @@ def heatmap(
     options = ImageOptions(cmap, vmin, vmax, norm, annotate, cbar, im_kw)
     if ax is None:
         return _with_caption([da], options, stages=stages, path=path, marks=marks, title=title, width=width).axes[0]
-    (across, up), names = room_of(ax), float(np.clip(0.6 * min(inches_of(ax)), 0.8, _MAX_NAME))
-    draw(da, ax, across, up, options, names=names, stages=stages, path=path, marks=marks, own=False)
-    set_title(ax, title, points(TITLE, "axes.titlesize"))
+    (across, up), names = room_of(ax), float(np.clip(0.45 * min(inches_of(ax)), 0.6, _MAX_NAME))
+    size = label_size() if min(across, up) < _SMALL_PANEL else None
+    draw(da, ax, across, up, options, size=size, names=names, stages=stages, path=path, marks=marks, own=False)
+    set_title(ax, title, points(TITLE, "axes.titlesize") if size is None else None)
     set_fallback_fonts(ax)
+    settle(ax.figure.figure)
     return ax
 
 
@@ -270,7 +276,8 @@ def _with_caption(
 ) -> Figure:
     """Make a figure of panels with a caption that describes the comparison."""
     overlays = explain_overlays(panels, path=path, marks=marks)
-    reading = " ".join(["Brighter: more similar.", *overlays, *_unnamed(panels[0])])
+    measure = f"{label_of(panels[0])}." if len(panels) == 1 and not options.cbar else ""
+    reading = " ".join(filter(None, [measure, options.reading, *overlays, *_unnamed(panels[0])]))
     caption = make_caption(panels[0], reading)
     return _make_panels(panels, caption, options, stages=stages, path=path, marks=marks, title=title, width=width)
 
@@ -401,6 +408,7 @@ def draw(
         _draw_marks(da, ax, image, cell)
     if scale is None and options.cbar:
         sizes = points(SMALL, "xtick.labelsize"), points(TEXT, "axes.labelsize")
+        sizes = sizes if size is None else (note_size(), label_size())
         chance = chance_of(da) if chance_in_words(da) else None
         ends = options.ends(colours, values)
         least = NARROW if own and not is_styled() else 0.8
@@ -609,7 +617,7 @@ def make_caption(da: xr.DataArray, reading: str = "Brighter: more similar.") -> 
             if a == b
             else [f"Rows: {a}.", f"Columns: {b}."]
         ),
-        f"Data: {on}{n}. {reading}",
+        f"Data: {on}{n}. {reading}".strip(),
     ]
 
 

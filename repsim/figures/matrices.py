@@ -23,6 +23,7 @@ from repsim.figures.canvas import (
     resolve_measure,
     room_of,
     set_title,
+    settle,
     style_axes,
 )
 from repsim.figures.heatmaps import LayerLocator, name_formatter
@@ -138,7 +139,9 @@ def plot_models(
         height, ends, sizes = inches_of(ax)[1], options.ends(scale, table), (note_size(), label_size())
         add_colour_bar(drawn, [escape_text(traits(measure).label)], 0.75 * height, ends=ends, sizes=sizes)
     set_title(ax, title)
-    if own:
+    if not own:
+        settle(ax.figure.figure)
+    else:
         reading = "matched on one half of the samples and measured on the other" if value == "split_half" else ""
         along = f"Mean along matching layers{', ' * bool(reading)}{reading}."
         ordered = " Order: average linkage." if tree is not None else ""

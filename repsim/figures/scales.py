@@ -70,6 +70,11 @@ class ImageOptions:
         own = colour_map(scale, norm.vmin, norm.vmax) if type(norm) is Normalize else colour_map(scale, 0.0, 1.0)
         return norm, own if self.cmap is None else self.cmap
 
+    @property
+    def reading(self) -> str:
+        """Sentence of a caption about the colours, which are bright for similar layers unless the caller chose them."""
+        return "Brighter: more similar." if self.cmap is None and "cmap" not in (self.im_kw or {}) else ""
+
     def ends(self, scale: Scale, values: NDArray[np.float64]) -> Extend:
         """Return the ends of the colour bar that get an arrow, which are those with values beyond the limits."""
         if self.norm is not None:

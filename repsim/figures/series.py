@@ -24,7 +24,7 @@ from repsim.figures.canvas import (
     write_above,
 )
 from repsim.figures.lettering import escape_text, wrap
-from repsim.figures.scales import ImageKeywords
+from repsim.figures.scales import ImageKeywords, ImageOptions
 from repsim.figures.series_axes import (
     FEW_LINES,
     Selection,
@@ -191,8 +191,10 @@ def plot_layers_by_step(
     draw_table(ax, table, at.measure, across=across, up=up, size=room_of(ax), image=image)
     set_title(ax, title)
     if own:
-        shown = "Calibrated similarity. " if show == "calibrated" else ""
-        finish_layout(ax.figure.figure, [f"{at.footnote} {shown}Brighter: more similar. Columns are not to scale."])
+        shown, reading = "Calibrated similarity. " if show == "calibrated" else "", ImageOptions(**image).reading
+        finish_layout(
+            ax.figure.figure, [f"{at.footnote} {shown}{reading} Columns are not to scale.".replace("  ", " ")]
+        )
     return ax
 
 
@@ -477,7 +479,7 @@ def plot_every_point(
         order = f" of {several} runs, one after the other" if several > 1 else ""
         which = "Mean over layers." if layer is None else escape_text(f"Layer {layer}.")
         on = escape_text(f"{count} points{order}; {samples(series)}.")
-        finish_layout(ax.figure.figure, [f"{on} {which} Brighter: more similar."])
+        finish_layout(ax.figure.figure, [f"{on} {which} {ImageOptions(**image).reading}".strip()])
     return ax
 
 
