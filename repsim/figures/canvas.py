@@ -57,7 +57,7 @@ _SCREEN = 110  # dots per inch in notebooks
 _LINES = ("-", "--", ":")
 NARROW = 2.0
 """Smallest width to which text is wrapped, in inches."""
-_SLACK = 0.06
+_SLACK = 0.01
 """Change of the height of axes in inches that is no reason to change that of the figure."""
 _AXIS = 0.5
 """Width of the numbers and the label of an axis in inches."""
@@ -149,9 +149,8 @@ def check_format(path: Path) -> str:
 class FigureLayout(ConstrainedLayoutEngine):
     """Constrained layout that runs at every drawing, so that titles and fonts that are set later have their room.
 
-    The figure keeps its width. Its height follows, so that axes keep theirs, unless the user has set another height.
-    The layout starts from the same positions every time, so that it depends on the figure and its resolution only:
-    saving a figure does not change the next file.
+    It starts from the same positions every time, so that it depends on the figure and its resolution only: saving a
+    figure does not change the next file.
     """
 
     def __init__(self, pad: float = PAD, h_pad: float = 0.03) -> None:
@@ -168,21 +167,27 @@ class FigureLayout(ConstrainedLayoutEngine):
         figure.set_layout_engine(self)
 
     def execute(self, fig: Any) -> None:
-        """Lay out the figure, with the height that its axes need."""
-        keep = bool(self._panel) and fig.get_figheight() == self._height
-        with warnings.catch_warnings():
-            if keep:
-                warnings.simplefilter("ignore", UserWarning)  # there may be no room yet
-            self._run(fig)
-        if keep and abs(_panel_of(fig)[2][1] - self._panel) > _SLACK:
-            fig.set_figheight(self._height + _TEXT_MARGIN)
-            self._run(fig)
-            _, (rows, _), panel = _panel_of(fig)
-            fig.set_figheight(fig.get_figheight() + rows * (self._panel - panel[1]))
-            self._run(fig)
-            self._height = fig.get_figheight()
+        """Lay out the figure within its size."""
+        self._run(fig)
         for follow in self.then:
             follow()
+
+    def fit_height(self, figure: Figure) -> None:
+        """Let the axes keep their height: the figure grows by what has been added, unless the user has set its height.
+
+        The figure keeps its width.
+        """
+        if not self._panel or figure.get_figheight() != self._height:
+            return
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # there may be no room yet
+            self._run(figure)
+        if abs(_panel_of(figure)[2][1] - self._panel) > _SLACK:
+            figure.set_figheight(self._height + _TEXT_MARGIN)
+            self._run(figure)
+            _, (rows, _), panel = _panel_of(figure)
+            figure.set_figheight(figure.get_figheight() + rows * (self._panel - panel[1]))
+            self._height = figure.get_figheight()
 
     def _run(self, fig: Any) -> None:
         """Run the layout; axes with square cells first fill their place, because only then it is exact."""
@@ -190,6 +195,8 @@ class FigureLayout(ConstrainedLayoutEngine):
         for ax in fig.axes:
             ax.set_position(self._first.setdefault(ax, ax.get_position(original=True).frozen()))
             ax.set_in_layout(True)
+            if ax.get_adjustable() == "datalim":
+                ax.autoscale_view()  # limits that an equal scale has widened are no start for the next ones
             if ax.get_adjustable() == "box":
                 aspects.append((ax, ax.get_aspect()))
                 ax.set_aspect("auto")
@@ -221,7 +228,13 @@ def _panel_of(figure: Figure) -> tuple[Any, tuple[int, int], Any]:
 
 
 class NotebookFigure(Figure):
-    """Figure that notebooks display although pyplot does not manage it."""
+    """Figure that notebooks display although pyplot does not manage it, and that is saved with the height it needs."""
+
+    def savefig(self, *args: Any, **options: Any) -> None:
+        """Save the figure as matplotlib does, after its height has been fitted."""
+        if isinstance(layout := self.get_layout_engine(), FigureLayout):
+            layout.fit_height(self)
+        super().savefig(*args, **options)
 
     def _repr_png_(self) -> bytes:
         return png(self)
@@ -308,7 +321,8 @@ def add_legend_above(ax: Axes, *args: Any, **options: Any) -> Legend:
         legend = ax.legend(*args, ncols=columns, **(look | options))
         if legend.get_window_extent().width / ax.figure.figure.dpi <= inches:
             break
-    reserve_above(ax, legend.get_window_extent().height / ax.figure.figure.dpi)
+    inches = legend.get_window_extent().height / ax.figure.figure.dpi
+    reserve_above(ax, inches + legend.borderaxespad * legend_size() / 72)
     return legend
 
 

@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.lines import Line2D
 from matplotlib.text import Annotation
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from repsim.errors import InvalidInputError
@@ -43,7 +44,10 @@ from repsim.study.reading import axis_shares
 
 _MARK = 3.8  # points: size of a mark
 _DIRECTIONS = 16  # of a name around its point
-_MAX_DISTANCE = 90  # points: a name that finds no room within this distance is not drawn
+_FEW_MODELS = 12
+"""Largest number of models of which every name has a place, at the end of a long line if need be."""
+_DISTANCES = (90, 22)
+"""Largest distance in points of a name from its point, of few models and of many: lines of many would cross."""
 
 Box = tuple[float, float, float, float]
 
@@ -118,6 +122,8 @@ def plot_map(
             edgecolors=paper(), linewidths=stroke(0.5), zorder=3, gid="model",
         )  # fmt: skip
     ax.margins(0.22)
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_major_locator(MaxNLocator(5))
     if several_families:
         _add_legend(ax, [*map(shown, distinct_families)], width)
     set_title(ax, title)
@@ -125,6 +131,7 @@ def plot_map(
     if own:
         label = f"{escape_text(traits(measure).label)}, mean over matching layers."
         markers = "Markers: families." if several_families else ""
+        markers += " Names: where there is room." if len(models) > _FEW_MODELS else ""
         reading = [markers, _explanation(at, several=several), _overlaps(places, width)]
         finish_layout(ax.figure.figure, footnote(study, label, *filter(None, reading)), place_names)
     else:
@@ -227,7 +234,7 @@ def _place_names(ax: Axes, names: Sequence[Annotation]) -> None:
         size = text_width(name.get_text(), points_high) + 2, points_high * LEADING
         boxes = (
             box
-            for box in _candidate_boxes(point, size)
+            for box in _candidate_boxes(point, size, _DISTANCES[len(names) > _FEW_MODELS])
             if _within(box, inside) and not any(_overlap(box, other) for other in occupied)
         )
         box = next(boxes, None)
@@ -242,9 +249,9 @@ def _place_names(ax: Axes, names: Sequence[Annotation]) -> None:
         name.arrow_patch.set_visible(not near)
 
 
-def _candidate_boxes(point: NDArray[np.float64], size: tuple[float, float]) -> Iterator[Box]:
-    """Yield possible boxes of a text around a point, the nearest first."""
-    for gap in range(5, _MAX_DISTANCE, 4):
+def _candidate_boxes(point: NDArray[np.float64], size: tuple[float, float], distance: int) -> Iterator[Box]:
+    """Yield possible boxes of a text around a point up to a distance, the nearest first."""
+    for gap in range(5, distance, 4):
         for k in range(_DIRECTIONS):
             x, y = math.cos(2 * math.pi * k / _DIRECTIONS), math.sin(2 * math.pi * k / _DIRECTIONS)
             left = point[0] + x * gap + (x - 1) * size[0] / 2

@@ -563,7 +563,10 @@ def test_equal_studies_give_equal_files(study: xr.Dataset, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("models", "missing"),
     [
-        ({"net.seed0": "cnn"}, {"heatmaps", "depths", "similarity", "models", "pairs", "families", "shares", "map", "measures"}),
+        (
+            {"net.seed0": "cnn"},
+            {"heatmaps", "depths", "similarity", "models", "pairs", "families", "shares", "map", "measures"},
+        ),
         ({"net.seed0": "cnn", "net.seed1": "cnn"}, {"families", "models"}),
     ],
     ids=["one model", "one family"],
