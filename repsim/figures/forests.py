@@ -139,7 +139,7 @@ def plot_pairs(
     inches = column_width(width) if ax is None else room_of(ax)[0] + 1
     pairs, values, count = at["pair"].values.tolist(), at[value].values.tolist(), at.sizes["pair"]
     groups = groups_of_pairs(study)
-    titles = {name: _format_heading(name, 0.55 * inches) for name in set(groups)}
+    titles = {name: _format_heading(name, 0.42 * inches) for name in set(groups)}
     longest = _format_pair(max(pairs, key=len), 0.4 * inches, shown_name)
     lines = max(name.count("\n") + 1 for name in [longest, *(titles.values() if order is None else ())])
     pitch = lines * _PITCH * note_size() / 72
