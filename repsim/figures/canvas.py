@@ -59,6 +59,8 @@ NARROW = 2.0
 """Smallest width to which text is wrapped, in inches."""
 _SLACK = 0.01
 """Change of the height of axes in inches that is no reason to change that of the figure."""
+_PASSES, _STILL = 5, 1e-3
+"""Largest number of passes of the layout, and the movement, as a share of the figure, at which it is done."""
 _AXIS = 0.5
 """Width of the numbers and the label of an axis in inches."""
 _FEW_AXES = 6
@@ -146,6 +148,11 @@ def check_format(path: Path) -> str:
     return suffix
 
 
+def _corners(figure: Figure) -> Any:
+    """Return the positions of all axes of a figure, as shares of its size."""
+    return np.array([ax.get_position(original=True).extents for ax in figure.axes])
+
+
 class FigureLayout(ConstrainedLayoutEngine):
     """Constrained layout that runs at every drawing, so that titles and fonts that are set later have their room.
 
@@ -200,8 +207,11 @@ class FigureLayout(ConstrainedLayoutEngine):
             if ax.get_adjustable() == "box":
                 aspects.append((ax, ax.get_aspect()))
                 ax.set_aspect("auto")
-        for _ in range(2):
+        for _ in range(_PASSES):  # labels that are longer than their axes need several
+            before = _corners(fig)
             super().execute(fig)
+            if np.abs(_corners(fig) - before).max(initial=0) < _STILL:
+                break
         for ax, aspect in aspects:
             ax.set_aspect(aspect)
 

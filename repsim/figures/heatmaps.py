@@ -393,7 +393,7 @@ def draw(
         cell = min(height / da.shape[0], width / da.shape[1])
         height, width = cell * da.shape[0], cell * da.shape[1]
     for axis, dim, inches in ((ax.yaxis, "layer_a", height), (ax.xaxis, "layer_b", width)):
-        _name_layers(da, axis, dim, inches, size, longest=names, stages=stages, least=NARROW if own else 0.6)
+        _name_layers(da, axis, dim, inches, size, longest=names, stages=stages, least=1.5 if own else 0.6)
     ax.tick_params(axis="x", labelrotation=90)
     ax.spines[:].set_linewidth(frame())
     lines = [text for text in (label_of(da) if named else "", chance_in_words(da)) if text]

@@ -146,8 +146,8 @@ def plot_models(
         along = f"Mean along matching layers{', ' * bool(reading)}{reading}."
         ordered = " Order: average linkage." if tree is not None else ""
         every = LayerLocator(ax.yaxis, count, note_size()).tick_values(0, count)
-        some = f" One in {every[1]:.0f} models is named." if len(every) > 1 and every[1] > 1 else ""
-        _finish(ax, footnote(study, f"{along}{ordered}{some}"))
+        named = f" One in {every[1]:.0f} models is named." if len(every) > 1 and every[1] > 1 else ""
+        _finish(ax, footnote(study, f"{along}{ordered}{named}"))
     return ax
 
 
