@@ -7,7 +7,7 @@ They are `xarray.Dataset`, whose own representation lists variables; the view of
 import base64
 import json
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import xarray as xr
 
@@ -107,14 +107,14 @@ class ResultView(View):
         """Sentences about layers left out, missing values and unreliable values."""
         return list(notes(self._dataset[self._measures]))
 
-    def heatmap(self, metric: str | None = None, ax: "Axes | None" = None) -> "Axes":
-        """Draw one measure, by default the first; see `repsim.heatmap`."""
+    def heatmap(self, metric: str | None = None, ax: "Axes | None" = None, **options: Any) -> "Axes":
+        """Draw one measure, by default the first; see `repsim.heatmap`, whose keywords it takes."""
         from repsim.figures import heatmap  # noqa: PLC0415 - loads matplotlib
 
         name = next(iter(self._measures), "") if metric is None else metric
         if name not in self._measures:
             raise UnknownNameError("measure in this result", name, self._measures)
-        return heatmap(self._dataset[name], ax)
+        return heatmap(self._dataset[name], ax, **options)
 
     def _pictures(self) -> str:
         if not self._measures:

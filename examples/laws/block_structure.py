@@ -38,7 +38,8 @@ from torch import Tensor
 from torch.nn.functional import layer_norm
 from training import Weights, accuracy, adam, initialise, outputs, perceptron, pictures, run, similarities, train
 
-from repsim.figures.canvas import COLUMN, NOTE, make_figure, style_axes
+from repsim.figures.canvas import make_figure, style_axes
+from repsim.figures.styles import COLUMN, NOTE
 
 LARGE = (64, 12, 60)
 """Width, number of layers, and number of training pictures."""

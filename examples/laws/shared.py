@@ -16,7 +16,8 @@ from PIL import Image
 from scipy.stats import t
 from sklearn.datasets import load_digits
 
-from repsim.figures.canvas import COLOURS, COLUMN, MARKERS, finish_layout, make_figure, save, style_axes
+from repsim.figures.canvas import COLOURS, MARKERS, finish_layout, make_figure, save, style_axes
+from repsim.figures.styles import COLUMN
 
 Floats = NDArray[np.float64]
 Numbers = dict[str, Any]

@@ -22,7 +22,7 @@ from repsim.commands.shared import DEVICE, JSON, PATH, Command, print_note
     "--layers", multiple=True, help="Pattern of layers, such as 'blocks.*'; repeat it for several.  [default: all]"
 )
 @click.option("--readout", help="Readout of the layers, if the store has several.")
-@click.option("-o", "--out", type=PATH, help="Save a figure here: .png, .pdf or .svg.")
+@click.option("-o", "--out", type=PATH, help="Save a figure here: .png, .pdf, .svg, .eps or .tiff.")
 @DEVICE
 @JSON
 def spans(

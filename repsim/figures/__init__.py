@@ -11,6 +11,7 @@ from repsim.figures.forests import plot_families, plot_pairs
 from repsim.figures.grids import plot_grid
 from repsim.figures.heatmaps import figure, heatmap
 from repsim.figures.maps import plot_map
+from repsim.figures.matrices import plot_models
 from repsim.figures.scatters import plot_measures
 from repsim.figures.selection import pick
 from repsim.figures.series import (
@@ -24,11 +25,13 @@ from repsim.figures.series import (
 )
 from repsim.figures.shares import plot_shares
 from repsim.figures.spans import plot_spans
+from repsim.figures.styles import STYLES, style_context
 from repsim.presentation.stages import boundaries
 
 __all__ = [
     "FEW",
     "FORMATS",
+    "STYLES",
     "boundaries",
     "draw_all",
     "figure",
@@ -43,6 +46,7 @@ __all__ = [
     "plot_layers_by_step",
     "plot_map",
     "plot_measures",
+    "plot_models",
     "plot_pairs",
     "plot_runs",
     "plot_shares",
@@ -52,4 +56,5 @@ __all__ = [
     "png",
     "save",
     "save_all",
+    "style_context",
 ]

@@ -1,8 +1,8 @@
 """Draw the depths of matching layers of two networks, and the similarity of matching layers by depth."""
 
 import math
-from collections.abc import Iterator, Sequence
-from typing import Literal, NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import xarray as xr
@@ -11,18 +11,23 @@ from numpy.typing import NDArray
 
 from repsim.errors import InvalidInputError
 from repsim.figures.canvas import (
-    COLUMN,
-    NOTE,
+    COLOURS,
+    MARKERS,
+    add_legend_above,
     check_pairs,
     finish_layout,
     footnote,
+    look_of,
     make_axes,
+    namer,
     resolve_measure,
-    style,
+    set_title,
+    settle,
     style_axes,
 )
 from repsim.figures.lettering import escape_text, wrap
-from repsim.figures.selection import values_of_pairs
+from repsim.figures.selection import groups_of_pairs, values_of_pairs
+from repsim.figures.styles import StyleName, column_width, in_style, legend_size, mark, stroke
 from repsim.presentation.measures import traits
 from repsim.results.variables import ACROSS_FAMILIES, RELATIONS
 from repsim.study.layer_matching import relative
@@ -39,23 +44,29 @@ class Curve(NamedTuple):
     depth: NDArray[np.float64]
     match_depth: NDArray[np.float64]
     value: NDArray[np.float64]
+    alike: bool
+    """Whether the group is named by the architecture that its models share."""
 
 
+@in_style
 def plot_depths(
     study: xr.Dataset,
     measure: str | None = None,
     ax: Axes | None = None,
     *,
     show: Literal["depth", "similarity"] = "depth",
-    width: float = COLUMN,
+    title: str | None = None,
+    labels: Mapping[str, str] | None = None,
+    width: float | None = None,
+    style: StyleName | None = None,
 ) -> Axes:
     """Draw the depth of the best match, or its similarity, against the depth in the first network.
 
     Relative depth is j / (B - 1) for layer j of B layers, 0 for the first layer and 1 for the last. Each pair of models
-    is a thin line. Thick lines are means over pairs with the same relation, at every depth at which one of them has a
-    layer. On the dotted diagonal, matching layers have the same relative depth in both networks; above it, they are
-    deeper in the second one (Raghu et al. 2021). The first network of a pair of two families is of the family that the
-    study lists first.
+    is a thin line. Thick lines are means over pairs with the same relation (of models that are alike, of the same
+    family or architecture), at every depth at which one of them has a layer. On the dotted diagonal, matching layers
+    have the same relative depth in both networks; above it, they are deeper in the second one (Raghu et al. 2021). The
+    first network of a pair of two families is of the family that the study lists first.
 
     docs/figures.md has an example and its picture.
 
@@ -69,8 +80,14 @@ def plot_depths(
         Axes to draw on; by default those of a new figure, with a footnote.
     show : {"depth", "similarity"}
         Depth of the match, or similarity of a layer and its match.
-    width : float
-        Width of a new figure in inches.
+    title : str, optional
+        Title of the axes.
+    labels : mapping of str to str, optional
+        Names to show for families or architectures, by their names in the study.
+    width : float, optional
+        Width of a new figure in inches; by default one column.
+    style : {"nature", "neurips", "talk"}, optional
+        Fonts, sizes and widths (`repsim.figures.style_context`).
 
     Returns
     -------
@@ -85,10 +102,13 @@ def plot_depths(
     check_pairs(study)
     if show not in {"depth", "similarity"}:
         raise InvalidInputError(f"expected show='depth' or show='similarity', got {show!r}")
-    curves = list(_curves(study, measure))
+    named = [*study["family"].values, *(study["architecture"].values if "architecture" in study.coords else ())]
+    namer(labels, named, "family of this study")  # checks the names
+    curves = list(_curves(study, measure, dict(labels or {})))
     if not curves:
         raise InvalidInputError(f"there is nothing to draw: no two models match under {measure}")
     own = ax is None
+    width = column_width(width)
     ax = make_axes(width, width * (0.84 if show == "depth" else 0.6)) if ax is None else ax
     label = escape_text(traits(measure).label)
     if show == "depth":
@@ -100,15 +120,20 @@ def plot_depths(
     ax.set_xlim(-0.02, 1.02)
     curves.sort(key=lambda curve: RELATIONS.index(curve.relation))
     groups = list(dict.fromkeys(curve.group for curve in curves))
-    for group in groups:
-        _draw_group(ax, [curve for curve in curves if curve.group == group], depth=show == "depth", width=width)
-    ax.legend(fontsize=NOTE, frameon=False, loc="best", handlelength=2.6)
-    if own:
+    for group, look in zip(groups, _looks(curves, groups), strict=True):
+        _draw_group(ax, [curve for curve in curves if curve.group == group], look, depth=show == "depth", width=width)
+    add_legend_above(ax, ncols=1 if len(groups) < 3 else 2, handlelength=2.6)
+    set_title(ax, title)
+    if not own:
+        settle(ax.figure.figure)
+    else:
         thinned = any(_every([curve for curve in curves if curve.group == group]) > 1 for group in groups)
         thin = f"some of the pairs of models, at most {_MOST_LINES} of a kind" if thinned else "pairs of models"
         whose = "the mean of all of them" if thinned else "their mean"
-        legend = f"Thin: {thin}; thick: {whose}. Match: the best one that keeps the order of layers."
-        finish_layout(ax.figure.figure, footnote(study, f"{label}.", legend))
+        alike = "One name: models of one architecture. " if any(curve.alike for curve in curves) else ""
+        legend = f"Thin: {thin}; thick: {whose}. {alike}Match: the best one that keeps the order of layers."
+        measured = [f"{label}."] if show == "depth" else []  # the label of an axis names it otherwise
+        finish_layout(ax.figure.figure, footnote(study, *measured, legend))
     return ax
 
 
@@ -117,26 +142,42 @@ def _every(curves: Sequence[Curve]) -> int:
     return math.ceil(len(curves) / _MOST_LINES)
 
 
-def _draw_group(ax: Axes, curves: Sequence[Curve], *, depth: bool, width: float) -> None:
+def _looks(curves: Sequence[Curve], groups: Sequence[str]) -> list[dict[str, Any]]:
+    """Return the look of every group: that of its relation for the first, and spare colours for others."""
+    looks: list[dict[str, Any]] = []
+    spare = len(RELATIONS)
+    for group in groups:
+        look = look_of(next(curve.relation for curve in curves if curve.group == group))
+        if look in looks:
+            k = spare % len(COLOURS)
+            look = look | {"color": COLOURS[k], "marker": MARKERS[k]}
+            spare += 1
+        looks.append(look)
+    return looks
+
+
+def _draw_group(ax: Axes, curves: Sequence[Curve], look: dict[str, Any], *, depth: bool, width: float) -> None:
     """Draw the pairs of one group as thin lines, and their mean at every depth at which one of them has a layer."""
-    look = style(curves[0].relation)
     for curve in curves[:: _every(curves)]:
         y = curve.match_depth if depth else curve.value
-        ax.plot(curve.depth, y, color=look["color"], linewidth=0.5, alpha=0.35, gid="pair")
+        ax.plot(curve.depth, y, color=look["color"], linewidth=stroke(0.5), alpha=0.35, gid="pair")
     at = np.unique(np.concatenate([curve.depth for curve in curves]))
     mean = np.mean([np.interp(at, c.depth, c.match_depth if depth else c.value) for c in curves], axis=0)
-    label = wrap([escape_text(f"{curves[0].group} ({len(curves)} pair{'s' * (len(curves) > 1)})")], 0.5 * width, NOTE)
-    ax.plot(at, mean, **look, linewidth=1.4, markersize=3, label=label, gid="mean")
+    label = wrap(
+        [escape_text(f"{curves[0].group} ({len(curves)} pair{'s' * (len(curves) > 1)})")], 0.5 * width, legend_size()
+    )
+    ax.plot(at, mean, **look, linewidth=stroke(1.4), markersize=mark(3), label=label, gid="mean")
 
 
-def _curves(study: xr.Dataset, measure: str) -> Iterator[Curve]:
+def _curves(study: xr.Dataset, measure: str, labels: Mapping[str, str]) -> Iterator[Curve]:
     families = dict(zip(study["model"].values.tolist(), study["family"].values.tolist(), strict=True))
     order = list(dict.fromkeys(families.values()))
     matches = study["match"].sel(measure=measure).values
     models = zip(study["pair_a"].values.tolist(), study["pair_b"].values.tolist(), strict=True)
     relations = study["relation"].values.tolist()
-    of_pairs = zip(models, relations, matches, values_of_pairs(study, measure), strict=True)
-    for (first, second), relation, of_pair, values in of_pairs:
+    kinds = groups_of_pairs(study)
+    of_pairs = zip(models, relations, kinds, matches, values_of_pairs(study, measure), strict=True)
+    for (first, second), relation, kind, of_pair, values in of_pairs:
         a, b = families[first], families[second]
         direction, own = 0, values
         if relation in ACROSS_FAMILIES and order.index(a) > order.index(b):
@@ -146,5 +187,8 @@ def _curves(study: xr.Dataset, measure: str) -> Iterator[Curve]:
         depth = relative(np.arange(len(own)), len(own))
         rows = np.flatnonzero(~np.isnan(match_depth) & ~np.isnan(depth))
         if rows.size:
-            group = f"{a} \N{RIGHTWARDS ARROW} {b}" if relation in ACROSS_FAMILIES and len(order) == 2 else relation
-            yield Curve(group, relation, depth[rows], match_depth[rows], own[rows, match[rows]])
+            of = kind.partition(": ")[2]
+            group = f"{labels.get(of, of)}{' family' * (relation == 'same family')}" if of else relation
+            if relation in ACROSS_FAMILIES and len(order) == 2:
+                group = f"{labels.get(a, a)} \N{RIGHTWARDS ARROW} {labels.get(b, b)}"
+            yield Curve(group, relation, depth[rows], match_depth[rows], own[rows, match[rows]], bool(of))

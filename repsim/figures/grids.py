@@ -2,21 +2,30 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Unpack
 
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
-from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.image import AxesImage
 
 from repsim.errors import InvalidInputError
-from repsim.figures.canvas import NOTE, PAD, PAGE, add_caption, make_figure, resolve_measure
-from repsim.figures.heatmaps import check_dims, draw, explain_overlays, label_of, select_variables, unique_values
+from repsim.figures.canvas import FigureLayout, add_caption, fit_to_width, make_figure, resolve_measure, set_title
+from repsim.figures.heatmaps import (
+    arranged,
+    check_dims,
+    draw,
+    explain_overlays,
+    label_of,
+    select_variables,
+    unique_values,
+)
 from repsim.figures.lettering import set_fallback_fonts, wrap
-from repsim.figures.scales import colour_bar_ends, label_colour_bar, norm_and_colormap
+from repsim.figures.scales import Extend, ImageKeywords, ImageOptions, style_colour_bar
 from repsim.figures.selection import iterate_pairs, pick
-from repsim.presentation.scales import Scale, declared, scale_of
+from repsim.figures.styles import StyleName, em, in_style, is_styled, label_size, note_size, page_width, title_size
+from repsim.presentation.scales import declared, scale_of
 from repsim.presentation.stages import boundaries
 from repsim.runtime.deprecation import rename_keyword
 
@@ -27,6 +36,7 @@ _MIN_PANEL = 1.45  # inches: least width of a panel with its names
 
 
 @rename_keyword("found", "data", gone_in="2.0.0")
+@in_style
 def plot_grid(
     data: xr.Dataset | Sequence[xr.Dataset] | Sequence[xr.DataArray],
     measures: Sequence[str] | None = None,
@@ -34,7 +44,12 @@ def plot_grid(
     pairs: Sequence[str] | None = None,
     path: bool | None = None,
     marks: bool | None = None,
+    title: str | None = None,
+    labels: Mapping[str, str] | None = None,
+    order: Sequence[str] | None = None,
     width: float | None = None,
+    style: StyleName | None = None,
+    **image: Unpack[ImageKeywords],
 ) -> Figure:
     """Draw several pairs of models or measures as heatmaps with one scale and one colour bar.
 
@@ -48,10 +63,15 @@ def plot_grid(
         Measures to draw; by default all of a result, and the strictest kernel of a study.
     pairs : sequence of str, optional
         Pairs of models of a study, ``a x b``; by default all.
-    path, marks : bool, optional
-        As in `heatmap`.
+    path, marks, labels, order, **image
+        As in `heatmap`. All panels share the norm of the colours.
+    title : str, optional
+        Title of the figure.
     width : float, optional
-        Width of the figure in inches; by default one page, or less if a few small panels do not fill it.
+        Width of the figure in inches; by default one page, or less if a few small panels do not fill it. With a style
+        it is one page.
+    style : {"nature", "neurips", "talk"}, optional
+        Fonts, sizes and widths (`repsim.figures.style_context`).
 
     Returns
     -------
@@ -64,31 +84,46 @@ def plot_grid(
     UnknownNameError
         If the data do not have a measure or a pair.
     """
-    panels = list(_panels(data, measures, pairs))
+    panels = arranged(list(_panels(data, measures, pairs)), order, labels)
     if not panels:
         raise InvalidInputError("there is nothing to draw: expected at least one pair of models and one measure")
     _check_one_kind(panels)
+    options = ImageOptions(**image)
     values = np.concatenate([np.asarray(panel.values, np.float64).ravel() for panel in panels])
     scale = scale_of(values, *declared(panels[0].attrs))
-    labels = list(dict.fromkeys(map(label_of, panels)))
-    places = _triangle_places(panels) or _row_places(panels, len(labels), width or PAGE)
+    shared = ImageOptions(options.cmap, norm=options.colours(scale)[0], annotate=options.annotate, im_kw=options.im_kw)
+    names = list(dict.fromkeys(map(label_of, panels)))
+    page = page_width(width)
+    places = _triangle_places(panels) or _row_places(panels, len(names), page)
     down, across = (max(place[k] for place in places) + 1 for k in (0, 1))
-    width = width or min(PAGE, 2 * _BAR + across * max(2.3, _CELL * max(max(panel.shape) for panel in panels)))
-    figure = make_figure(width, width * down / across)
+    if width is None and not is_styled():
+        page = min(page, 2 * _BAR + across * max(2.3, _CELL * max(max(panel.shape) for panel in panels)))
+    figure = make_figure(page, page * down / across)
     grid = figure.subplots(down, across, squeeze=False)
     at = dict(zip(places, panels, strict=True))
-    side = (width - _BAR - 0.7) / across - 0.08
+    side = (page - _BAR * em() - 0.7 * em()) / across - 0.08
+    images = []
     for place, ax in np.ndenumerate(grid):
         if place not in at:
             ax.remove()
             continue
-        draw(at[place], ax, side, side, scale=scale, size=NOTE + 0.5, names=_MAX_NAME, path=path, marks=marks)
-        if len(labels) > 1:
-            ax.set_title(wrap([label_of(at[place])], side, NOTE + 0.5), fontsize=NOTE + 0.5, pad=3)
+        image_of = draw(
+            at[place], ax, side, side, shared, scale=scale, size=label_size(), names=_MAX_NAME, path=path, marks=marks
+        )
+        images.append(image_of)
+        if len(names) > 1:
+            ax.set_title(wrap([label_of(at[place])], side, label_size()), fontsize=label_size(), pad=3)
         _hide_repeated_names(at, place, ax)
-    add_caption(figure, _caption(panels, path=path, marks=marks))
-    label = labels[0] if len(labels) == 1 else "one scale for all panels"
-    _finish(figure, [grid[place] for place in places], down, scale, label)
+    add_caption(figure, _caption(panels, options, path=path, marks=marks))
+    if title is not None and len(panels) == 1:
+        set_title(grid[places[0]], title)
+    elif title is not None:
+        figure.suptitle(title, fontsize=title_size())
+    label = names[0] if len(names) == 1 else "one scale for all panels"
+    ends = options.ends(scale, values)
+    _finish(
+        figure, [grid[place] for place in places], down, images[0] if options.cbar else None, label=label, ends=ends
+    )
     return figure
 
 
@@ -102,25 +137,23 @@ def _check_one_kind(panels: Sequence[xr.DataArray]) -> None:
         )
 
 
-def _finish(figure: Figure, drawn: Sequence[Axes], down: int, scale: Scale, label: str) -> None:
-    """Add the colour bar, and fix the layout with square panels."""
-    bar = figure.colorbar(
-        ScalarMappable(*norm_and_colormap(scale)),
-        ax=drawn,
-        extend=colour_bar_ends(scale),
-        aspect=30,
-        pad=0.02,
-        fraction=0.05,
-    )
-    label_colour_bar(bar, scale, NOTE)
-    bar.set_label(label, fontsize=NOTE + 0.5)
-    set_fallback_fonts(figure)
-    layout = ConstrainedLayoutEngine(w_pad=PAD, h_pad=0.03)
-    layout.execute(figure)
-    one = drawn[0].get_position(original=True).size * figure.get_size_inches()
-    figure.set_figheight(figure.get_figheight() + down * (one[0] - one[1]))  # square panels
-    bar.set_label(wrap([label], max(1.05 * down * one[0], 0.8), NOTE + 0.5))
-    layout.execute(figure)
+def _finish(
+    figure: Figure, drawn: Sequence[Axes], down: int, image: AxesImage | None, *, label: str, ends: Extend
+) -> None:
+    """Add the colour bar of an image, and a layout with square panels."""
+    layout = FigureLayout()
+    if image is None:
+        set_fallback_fonts(figure)
+        fit_to_width(figure, layout, 1.0, math.inf)
+    else:
+        bar = figure.colorbar(image, ax=drawn, extend=ends, aspect=30, pad=0.02, fraction=0.05)
+        style_colour_bar(bar, note_size())
+        bar.set_label(label, fontsize=label_size())
+        set_fallback_fonts(figure)
+        fit_to_width(figure, layout, 1.0, math.inf)
+        side = drawn[0].get_position(original=True).width * figure.get_figwidth()
+        bar.set_label(wrap([label], max(1.05 * down * side, 0.8), label_size()))
+    layout.attach(figure)
 
 
 def _triangle_places(panels: Sequence[xr.DataArray]) -> list[tuple[int, int]]:
@@ -185,7 +218,9 @@ def _sense_and_range(panel: xr.DataArray) -> tuple[object, ...]:
     return declared(panel.attrs)
 
 
-def _caption(panels: Sequence[xr.DataArray], *, path: bool | None, marks: bool | None) -> list[str]:
+def _caption(
+    panels: Sequence[xr.DataArray], options: ImageOptions, *, path: bool | None, marks: bool | None
+) -> list[str]:
     def all_of(*coords: str) -> str:
         return ", ".join(
             dict.fromkeys(name for panel in panels for coord in coords for name in unique_values(panel, coord))
@@ -193,7 +228,9 @@ def _caption(panels: Sequence[xr.DataArray], *, path: bool | None, marks: bool |
 
     counts = f", {n} samples" if (n := all_of("n_samples")) else ""
     readout = f", readout {names}" if (names := all_of("readout_a", "readout_b")) else ""
-    sentences = [f"{all_of('data') or 'Data not recorded'}{counts}{readout}. Layers by depth; brighter: more similar."]
+    sentences = [f"{all_of('data') or 'Data not recorded'}{counts}{readout}. Layers by depth."]
+    sentences += [f"{name}." for name in dict.fromkeys(map(label_of, panels)) if not options.cbar]
+    sentences += [options.reading] if options.reading else []
     if any(boundaries(panel[dim].values.tolist()) for panel in panels for dim in ("layer_a", "layer_b")):
         sentences.append("Dashed: stages.")
     sentences += explain_overlays(panels, path=path, marks=marks)

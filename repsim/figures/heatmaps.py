@@ -1,22 +1,53 @@
 """Draw comparison results as heatmaps of all pairs of layers, one per measure."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Unpack
 
 import numpy as np
 import xarray as xr
+from matplotlib import rcParams
 from matplotlib.axes import Axes
 from matplotlib.axis import XAxis, YAxis
-from matplotlib.colors import to_rgb
+from matplotlib.colors import Colormap, Normalize, to_rgb
 from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.image import AxesImage
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FuncFormatter, Locator
 
 from repsim.errors import InvalidInputError, UnknownNameError
-from repsim.figures.canvas import LARGEST, LEADING, NARROW, SMALL, SMALLEST, TEXT, TITLE, make_figure, resize_to_panels
+from repsim.figures.canvas import (
+    LARGEST,
+    NARROW,
+    SMALL,
+    SMALLEST,
+    TEXT,
+    TITLE,
+    FigureLayout,
+    fit_to_width,
+    inches_of,
+    make_figure,
+    namer,
+    resize_to_panels,
+    room_of,
+    set_title,
+    settle,
+)
 from repsim.figures.lettering import escape_text, set_fallback_fonts, shorten, text_width, wrap
-from repsim.figures.scales import add_colour_bar, norm_and_colormap
+from repsim.figures.scales import ImageKeywords, ImageOptions, add_colour_bar, draw_image, is_dark
+from repsim.figures.styles import (
+    LEADING,
+    NOTE,
+    StyleName,
+    column_width,
+    frame,
+    in_style,
+    is_styled,
+    label_size,
+    note_size,
+    page_width,
+    points,
+)
 from repsim.presentation.scales import Scale, declared, scale_of
 from repsim.presentation.stages import boundaries, runs
 from repsim.results.chance import chance_in_words, chance_of
@@ -28,16 +59,16 @@ _CELL = 0.115  # inches: a layer name of nearly 7 points fits beside it
 _MAX_PANEL = 8.0  # inches: the longer side of a panel; only some layers are named if not all names fit
 _MAX_NAME = 2.4  # inches: a longer name of a layer is shortened
 _TYPICAL_NAME = 0.7  # inches: assumed width of names in a grid of small panels
+_SMALL_PANEL = 1.6  # inches: panels of the user that are smaller have the text of small panels
 _MAX_WIDTH = 20.0  # inches: panels that are wider together are arranged in several rows
 _MAX_ASPECT = 4  # cells are square unless one side has more than this many times the layers of the other
 _DIMS = ("layer_a", "layer_b")
-_OUTLINE = (withStroke(linewidth=0.9, foreground="black", alpha=0.4),)  # makes white lines visible on bright cells
+_OUTLINE = (withStroke(linewidth=0.8, foreground="0.3"),)  # makes white lines visible on bright cells
 _LINE_SHARE = 0.04  # largest width of a line between models, as a share of the layers of one
-_LUMINANCE = np.array([0.2126, 0.7152, 0.0722])
 ALPHA = 0.05
 
 
-class _LayerLocator(Locator):
+class LayerLocator(Locator):
     """Locator of ticks at every layer if the names fit, else at every second, third, ... from the first layer on.
 
     matplotlib calls it at every drawing, so the ticks fit the current size of the axes.
@@ -47,6 +78,7 @@ class _LayerLocator(Locator):
         self.layers, self.count, self.pitch = axis, count, size * LEADING
 
     def __call__(self) -> Sequence[float]:
+        """Return the positions of the layers that are named now."""
         return self.tick_values(*self.layers.get_view_interval())
 
     def tick_values(self, vmin: float, vmax: float) -> Sequence[float]:
@@ -57,6 +89,7 @@ class _LayerLocator(Locator):
         return [float(at) for at in range(0, self.count, max(1, math.ceil(self.pitch / max(room, 1e-9))))]
 
 
+@in_style
 def heatmap(
     da: xr.DataArray,
     ax: Axes | None = None,
@@ -64,6 +97,18 @@ def heatmap(
     stages: bool = True,
     path: bool | None = None,
     marks: bool | None = None,
+    cmap: str | Colormap | None = None,
+    vmin: float | None = None,
+    vmax: float | None = None,
+    norm: Normalize | None = None,
+    annotate: bool | str = False,
+    cbar: bool = True,
+    im_kw: Mapping[str, Any] | None = None,
+    title: str | None = None,
+    labels: Mapping[str, str] | None = None,
+    order: Sequence[str] | None = None,
+    width: float | None = None,
+    style: StyleName | None = None,
 ) -> Axes:
     """Draw one measure over all pairs of layers.
 
@@ -87,8 +132,8 @@ def heatmap(
         One variable of a result of `repsim.compare`, with the dimensions ``layer_a`` and ``layer_b``. Without
         attributes (for instance after arithmetic) it is drawn as a similarity over the range of the data.
     ax : Axes, optional
-        Axes to draw on; by default those of a new figure. Tick labels, axis labels and the colour bar lie outside the
-        axes; constrained layout (``plt.subplots(layout="constrained")``) makes room for them.
+        Axes to draw on; by default those of a new figure, with a footnote. Tick labels, axis labels and the colour bar
+        lie outside the axes; constrained layout (``plt.subplots(layout="constrained")``) makes room for them.
     stages : bool
         Whether to draw lines between stages.
     path : bool, optional
@@ -99,17 +144,42 @@ def heatmap(
         Whether to cross out cells that are not above chance: those whose coordinate ``p`` is above 5 % after Holm's
         correction over all cells. By default they are crossed out if ``da`` has p-values, as plain debiased CKA of a
         study does.
+    cmap : str or Colormap, optional
+        Colour map, by default that of repsim.
+    vmin, vmax : float, optional
+        Limits of the colours, by default those that the measure declares (of negative values, those that occur).
+    norm : Normalize, optional
+        matplotlib's norm instead of ``vmin`` and ``vmax``.
+    annotate : bool or str
+        Whether to write the value into every cell, or its format, such as ".1f".
+    cbar : bool
+        Whether to draw the colour bar.
+    im_kw : mapping, optional
+        Keywords for `matplotlib.axes.Axes.imshow`.
+    title : str, optional
+        Title of the axes; by default none.
+    labels : mapping of str to str, optional
+        Names to show for layers or models, by their names in ``da``.
+    order : sequence of str, optional
+        Layers to show, in this order; a side none of whose layers is named stays as it is.
+    width : float, optional
+        Width of a new figure in inches; by default it follows from the number of layers, or from the style.
+    style : {"nature", "neurips", "talk"}, optional
+        Fonts, sizes and widths (`repsim.figures.style_context`).
 
     Returns
     -------
     Axes
-        The image is ``ax.images[0]``, its colour bar ``ax.images[0].colorbar``, the figure ``ax.figure``.
+        The image is ``ax.images[0]``, its colour bar ``ax.images[0].colorbar``, the figure ``ax.figure``. All of them
+        can be changed afterwards: a figure of its own is laid out again whenever it is drawn or saved.
 
     Raises
     ------
     InvalidInputError
         If ``da`` is not one variable with the layers of both sides, if ``marks`` is True and ``da`` has no p-values, or
         if ``path`` is True and a side has several models.
+    UnknownNameError
+        If ``labels`` or ``order`` has a name that ``da`` does not have.
 
     Examples
     --------
@@ -125,27 +195,37 @@ def heatmap(
     >>> ax.images[0].colorbar.ax.get_ylabel()
     'CKA (linear, debiased)'
     """
-    da = check_dims(da)
+    (da,) = arranged([check_dims(da)], order, labels)
+    options = ImageOptions(cmap, vmin, vmax, norm, annotate, cbar, im_kw)
     if ax is None:
-        return _make_panels([da], [], stages=stages, path=path, marks=marks).axes[0]
-    box = ax.get_window_extent().transformed(ax.figure.dpi_scale_trans.inverted())
-    names = float(np.clip(0.6 * min(box.width, box.height), 0.8, _MAX_NAME))
-    draw(da, ax, box.width, box.height, names=names, stages=stages, path=path, marks=marks)
+        return _with_caption([da], options, stages=stages, path=path, marks=marks, title=title, width=width).axes[0]
+    (across, up), names = room_of(ax), float(np.clip(0.45 * min(inches_of(ax)), 0.6, _MAX_NAME))
+    size = label_size() if min(across, up) < _SMALL_PANEL else None
+    draw(da, ax, across, up, options, size=size, names=names, stages=stages, path=path, marks=marks, own=False)
+    set_title(ax, title, points(TITLE, "axes.titlesize") if size is None else None)
     set_fallback_fonts(ax)
+    settle(ax.figure.figure)
     return ax
 
 
+@in_style
 def figure(
     result: xr.Dataset | xr.DataArray,
     metrics: Sequence[str] | None = None,
     *,
     path: bool | None = None,
     marks: bool | None = None,
+    title: str | None = None,
+    labels: Mapping[str, str] | None = None,
+    order: Sequence[str] | None = None,
+    width: float | None = None,
+    style: StyleName | None = None,
+    **image: Unpack[ImageKeywords],
 ) -> Figure:
     """Draw the measures of a result side by side, with a caption that describes the comparison.
 
     The size of the figure follows from the number of layers: a panel takes about 3 inches for a dozen layers and 7 for
-    sixty. The layout is fixed; to arrange panels in another way, draw them with `heatmap` on your own axes.
+    sixty. To arrange panels in another way, draw them with `heatmap` on your own axes.
 
     Parameters
     ----------
@@ -153,7 +233,14 @@ def figure(
         Result of `repsim.compare`, or one of its variables.
     metrics : sequence of str, optional
         Names of variables or specs of metrics, in the order of the panels; by default all.
-    path, marks : bool, optional
+    path, marks, labels, order, **image
+        As in `heatmap`.
+    title : str, optional
+        Title of the figure.
+    width : float, optional
+        Width of the figure in inches; by default it follows from the number of layers, or from the style: a column for
+        one measure, otherwise a page.
+    style : {"nature", "neurips", "talk"}, optional
         As in `heatmap`.
 
     Returns
@@ -163,7 +250,7 @@ def figure(
     Raises
     ------
     UnknownNameError
-        If the result does not have a metric.
+        If the result does not have a metric, or a name in ``labels`` or ``order``.
     InvalidInputError
         If there is nothing to draw.
     """
@@ -172,10 +259,63 @@ def figure(
     names = select_variables(result, metrics)
     if not names:
         raise InvalidInputError("there is nothing to draw: expected at least one measure with dims (layer_a, layer_b)")
-    panels = [check_dims(result[name]) for name in names]
+    panels = arranged([check_dims(result[name]) for name in names], order, labels)
+    options = ImageOptions(**image)
+    return _with_caption(panels, options, stages=True, path=path, marks=marks, title=title, width=width)
+
+
+def _with_caption(
+    panels: Sequence[xr.DataArray],
+    options: ImageOptions,
+    *,
+    stages: bool,
+    path: bool | None,
+    marks: bool | None,
+    title: str | None,
+    width: float | None,
+) -> Figure:
+    """Make a figure of panels with a caption that describes the comparison."""
     overlays = explain_overlays(panels, path=path, marks=marks)
-    reading = " ".join(["Brighter: more similar.", *overlays, *_unnamed(panels[0])])
-    return _make_panels(panels, make_caption(panels[0], reading), stages=True, path=path, marks=marks)
+    measure = f"{label_of(panels[0])}." if len(panels) == 1 and not options.cbar else ""
+    reading = " ".join(filter(None, [measure, options.reading, *overlays, *_unnamed(panels[0])]))
+    caption = make_caption(panels[0], reading)
+    return _make_panels(panels, caption, options, stages=stages, path=path, marks=marks, title=title, width=width)
+
+
+def arranged(
+    panels: Sequence[xr.DataArray], order: Sequence[str] | None, labels: Mapping[str, str] | None
+) -> list[xr.DataArray]:
+    """Return panels with some layers in another order, and with the names that a figure shows.
+
+    The coordinates ``stage_a`` and ``stage_b`` hold the names from which stages are read.
+    """
+    coords = [*_DIMS, "model_a", "model_b"]
+    names = [str(name) for da in panels for coord in coords if coord in da.coords for name in np.atleast_1d(da[coord])]
+    shown = namer(labels, names, "layer or model of this result")
+    for name in order or ():
+        if name not in names:
+            raise UnknownNameError("layer of this result", name, list(dict.fromkeys(names)))
+    arranged = []
+    for da in panels:
+        if order is not None:
+            places = {dim: [list(da[dim].values).index(name) for name in order if name in da[dim]] for dim in _DIMS}
+            places = {dim: at or list(range(da.sizes[dim])) for dim, at in places.items()}
+            if "match" in da.coords:  # positions of layers of side b
+                now = np.full(da.shape[1] + 1, -1)
+                now[places["layer_b"]] = np.arange(len(places["layer_b"]))
+                da = da.assign_coords(match=("layer_a", now[da["match"].values]))  # noqa: PLW2901
+            da = da.isel(places)  # noqa: PLW2901
+        if labels:
+            da = da.assign_coords({f"stage_{dim[-1]}": (dim, da[dim].values) for dim in _DIMS})  # noqa: PLW2901
+            da = da.assign_coords(  # noqa: PLW2901
+                {
+                    coord: (da[coord].dims, np.array([shown(name) for name in np.atleast_1d(da[coord].values)]))
+                    for coord in coords
+                    if coord in da.coords and da[coord].ndim
+                }
+            )
+        arranged.append(da)
+    return arranged
 
 
 def select_variables(result: xr.Dataset, metrics: Sequence[str] | None) -> list[str]:
@@ -209,15 +349,18 @@ def draw(
     ax: Axes,
     width: float,
     height: float,
+    options: ImageOptions,
     *,
     scale: Scale | None = None,
-    size: float = TEXT,
+    size: float | None = None,
     names: float = _MAX_NAME,
     stages: bool = True,
     path: bool | None = None,
     marks: bool | None = None,
-) -> None:
-    """Draw a heatmap on axes, with a colour bar unless the scale is given.
+    own: bool = True,
+    named: bool = True,
+) -> AxesImage:
+    """Draw a heatmap on axes, with a colour bar unless the scale is given, and return its image.
 
     Parameters
     ----------
@@ -227,35 +370,33 @@ def draw(
         Axes to draw on.
     width, height : float
         Size in inches that the axes have or will get.
+    options : ImageOptions
+        Colours, annotation and colour bar.
     scale : Scale, optional
         Colour scale that several panels share; by default that of the measure.
-    size : float
-        Font size of labels in points.
+    size : float, optional
+        Font size of the labels of small panels in points; by default panels are large.
     names : float
         Largest width of the names of layers, in inches.
     stages, path, marks : bool, optional
         As in `heatmap`.
+    own : bool
+        Whether the figure is one of repsim, which has room for long labels.
+    named : bool
+        Whether the colour bar names the measure, which a title may do instead.
     """
     values = np.asarray(da.values, dtype=np.float64)
     colours = scale or scale_of(values, *declared(da.attrs))
-    norm, colour_map = norm_and_colormap(colours)
     square = scale is None and max(da.shape) <= _MAX_ASPECT * min(da.shape)
-    image = ax.imshow(
-        values,
-        cmap=colour_map,
-        norm=norm,
-        origin="lower",
-        interpolation="nearest",
-        aspect="equal" if square else "auto",
-    )
+    image = draw_image(ax, values, colours, options, aspect="equal" if square else "auto")
     if square:
         cell = min(height / da.shape[0], width / da.shape[1])
         height, width = cell * da.shape[0], cell * da.shape[1]
     for axis, dim, inches in ((ax.yaxis, "layer_a", height), (ax.xaxis, "layer_b", width)):
-        _name_layers(da, axis, dim, inches, size, longest=names, stages=stages)
+        _name_layers(da, axis, dim, inches, size, longest=names, stages=stages, least=1.5 if own else 0.6)
     ax.tick_params(axis="x", labelrotation=90)
-    ax.spines[:].set_linewidth(0.6)
-    lines = [text for text in (label_of(da), chance_in_words(da)) if text]
+    ax.spines[:].set_linewidth(frame())
+    lines = [text for text in (label_of(da) if named else "", chance_in_words(da)) if text]
     if undefined := int(np.isnan(values).sum()):
         # the image is transparent at NaN and shows the background of the axes
         ax.patch.set(facecolor="0.85", edgecolor="0.45", hatch="//////", linewidth=0)
@@ -264,44 +405,64 @@ def draw(
     if path or (path is None and "match" in da.coords):
         _draw_path(da, ax, cell)
     if marks or (marks is None and "p" in da.coords):
-        _draw_marks(da, ax, colours, cell)
-    if scale is None:
-        add_colour_bar(image, colours, lines, height, chance=chance_of(da) if chance_in_words(da) else None)
+        _draw_marks(da, ax, image, cell)
+    if scale is None and options.cbar:
+        sizes = points(SMALL, "xtick.labelsize"), points(TEXT, "axes.labelsize")
+        sizes = sizes if size is None else (note_size(), label_size())
+        chance = chance_of(da) if chance_in_words(da) else None
+        ends = options.ends(colours, values)
+        least = NARROW if own and not is_styled() else 0.8
+        add_colour_bar(image, lines, height, ends=ends, chance=chance, sizes=sizes, least=least)
+    return image
 
 
 def _name_layers(
-    da: xr.DataArray, axis: XAxis | YAxis, dim: str, inches: float, size: float, *, longest: float, stages: bool
+    da: xr.DataArray,
+    axis: XAxis | YAxis,
+    dim: str,
+    inches: float,
+    size: float | None,
+    *,
+    longest: float,
+    stages: bool,
+    least: float,
 ) -> None:
     """Label the layers along one axis, or the models if there are several, and draw lines between stages or models."""
     models = _model_spans(da, dim[-1])
     names = [escape_text(name) for name in (da[dim].values if len(models) < 2 else models)]
     room = _PANEL_SHARE * 72 * inches / len(names)
-    small = float(np.clip(room / LEADING, SMALLEST, min(LARGEST, size)))
+    largest = points(LARGEST, f"{axis.axis_name}tick.labelsize")
+    largest = largest if size is None else min(largest, size)
+    small = float(np.clip(room / LEADING, min(SMALLEST, largest), largest))
     names = shorten(names, longest, small)
-    axis.set_tick_params(which="major", labelsize=small, length=2.5, width=0.6, pad=2)
+    family = rcParams["font.family"]
+    axis.set_tick_params(labelsize=small, length=2.5, width=frame(), pad=2, labelfontfamily=family)
+    axis.set_tick_params(which="minor", length=1.5, width=frame(0.4))
     line = axis.axes.axhline if axis is axis.axes.yaxis else axis.axes.axvline
     if len(models) < 2:
-        axis.set_major_locator(_LayerLocator(axis, len(names), small))
-        axis.set_major_formatter(_name_formatter(names))
-        axis.set_minor_locator(_LayerLocator(axis, len(names), 0))
-        axis.set_tick_params(which="minor", length=1.5, width=0.4)
-        for first in boundaries(map(str, da[dim].values)) if stages else ():
+        axis.set_major_locator(LayerLocator(axis, len(names), small))
+        axis.set_major_formatter(name_formatter(names))
+        axis.set_minor_locator(LayerLocator(axis, len(names), 0))
+        stage_names = da.coords.get(f"stage_{dim[-1]}", da[dim]).values
+        for first in boundaries(map(str, stage_names)) if stages else ():
             line(first - 0.5, color="white", linewidth=0.5, linestyle=(0, (3, 2)), alpha=0.8, path_effects=_OUTLINE)
     else:  # names of layers would not fit, so the models are named
         middles = [(first + last) / 2 for first, last in models.values()]
         every = _named_every(len(names), inches)
         axis.set_ticks(middles[::every], names[::every])
         axis.set_ticks(middles, minor=True)
-        axis.set_tick_params(which="minor", length=1.5 if every > 1 else 0, width=0.4)
+        axis.set_tick_params(which="minor", length=1.5 if every > 1 else 0)
         thin = min(0.8, _LINE_SHARE * 72 * inches / len(names))
         for first, _ in list(models.values())[1:]:
             line(first - 0.5, color="white", linewidth=thin)
     # the readout of small panels is in the caption
-    label = side_label(da, dim[-1]) if size >= TEXT else _model_label(da, dim[-1])
-    length = max(inches, NARROW) if size >= TEXT else inches
-    if size < TEXT and (name_width := max(text_width(name, small) for name in names) / 72) > _TYPICAL_NAME:
+    label = side_label(da, dim[-1]) if size is None else _model_label(da, dim[-1])
+    size_of_label = points(TEXT, "axes.labelsize") if size is None else size
+    length = max(inches, least) if size is None else inches
+    if size is not None and (name_width := max(text_width(name, small) for name in names) / 72) > _TYPICAL_NAME:
         length = max(inches - name_width, 0.6)  # long names shrink small panels in a figure of fixed width
-    axis.set_label_text(wrap(shorten([label], 1.8 * length, size), length, size), fontsize=size)  # about two lines
+    text = wrap(shorten([label], 1.8 * length, size_of_label), length, size_of_label)  # about two lines
+    axis.set_label_text(text, fontsize=size_of_label)
 
 
 def _unnamed(panel: xr.DataArray) -> Iterator[str]:
@@ -336,15 +497,14 @@ def _draw_path(da: xr.DataArray, ax: Axes, cell: float) -> None:
     drawn.set_path_effects([withStroke(linewidth=size / 4 + 1, foreground="black")])
 
 
-def _draw_marks(da: xr.DataArray, ax: Axes, scale: Scale, cell: float) -> None:
+def _draw_marks(da: xr.DataArray, ax: Axes, image: AxesImage, cell: float) -> None:
     """Cross out the cells that are not above chance, in white on dark cells and in black on bright ones."""
     if "p" not in da.coords:
         raise InvalidInputError(
             f"{label_of(da)} has no p-values to mark cells by; plain debiased CKA of a study has them (figures.pick)"
         )
     rows, columns = np.nonzero(holm(da["p"].values) > ALPHA)
-    norm, colour_map = norm_and_colormap(scale)
-    dark = colour_map(norm(np.asarray(da.values, np.float64)[rows, columns]))[:, :3] @ _LUMINANCE < 0.5
+    dark = is_dark(image, np.asarray(da.values, np.float64)[rows, columns])
     shades = np.where(dark[:, None], to_rgb("white"), to_rgb("black"))
     size = float(np.clip(cell / 3, 1.5, 5))
     ax.scatter(columns, rows, s=size**2, c=shades, marker="x", linewidths=size / 6, gid="marks")
@@ -370,7 +530,8 @@ def _name_width(da: xr.DataArray, dim: str) -> float:
     return min(text_width(widest, LARGEST) / 72, _MAX_NAME)
 
 
-def _name_formatter(names: Sequence[str]) -> FuncFormatter:
+def name_formatter(names: Sequence[str]) -> FuncFormatter:
+    """Return a formatter that shows the name of every position."""
     return FuncFormatter(lambda at, _: names[round(at)] if 0 <= round(at) < len(names) else "")
 
 
@@ -384,37 +545,63 @@ def _panel_size(panel: xr.DataArray) -> tuple[float, float]:
 
 
 def _make_panels(
-    panels: Sequence[xr.DataArray], caption: Sequence[str], *, stages: bool, path: bool | None, marks: bool | None
+    panels: Sequence[xr.DataArray],
+    caption: Sequence[str],
+    options: ImageOptions,
+    *,
+    stages: bool,
+    path: bool | None,
+    marks: bool | None,
+    title: str | None,
+    width: float | None,
 ) -> Figure:
-    """Make a figure whose panels have the size that their layers need, whatever room the text around them takes."""
-    width, height = _panel_size(panels[0])
-    across = min(len(panels), max(1, int(_MAX_WIDTH // (width + 1.5))))
-    down = math.ceil(len(panels) / across)
-    across = math.ceil(len(panels) / down)  # four panels are two and two, not three and one
+    """Make a figure whose panels have the size that their layers need, or of a width that panels share."""
+    if width is None and is_styled():
+        width = column_width() if len(panels) == 1 else page_width()
+    across, up = _panel_size(panels[0])
+    ratio = up / across
+    columns = min(len(panels), max(1, int(_MAX_WIDTH // (across + 1.5))))
+    rows = math.ceil(len(panels) / columns)
+    columns = math.ceil(len(panels) / rows)  # four panels are two and two, not three and one
     longest = max(_name_width(panel, dim) for panel in panels for dim in _DIMS)
     around = 1.5 + (longest if longest > 1 else 0)
-    figure = make_figure(across * (width + around), down * (height + around))
-    grid = figure.subplots(down, across, squeeze=False).flatten()
+    if width is not None:
+        across = max(width / columns - around, 0.3 * width / columns)
+        up = min(ratio * across, _MAX_PANEL)
+    whole = width or columns * (across + around)
+    figure = make_figure(whole, rows * (up + around))
+    grid = figure.subplots(rows, columns, squeeze=False).flatten()
     for ax in grid[len(panels) :]:
         ax.remove()
+    size, names = points(TITLE, "axes.titlesize"), _MAX_NAME if width is None else 0.3 * width / columns
     for ax, panel in zip(grid, panels, strict=False):
-        draw(panel, ax, width, height, stages=stages, path=path, marks=marks)
+        named = len(panels) == 1
+        draw(panel, ax, across, up, options, names=names, stages=stages, path=path, marks=marks, named=named)
         if len(panels) > 1:
-            ax.set_title(wrap([label_of(panel)], max(width, NARROW), TITLE), fontsize=TITLE)
+            ax.set_title(wrap([label_of(panel)], max(across, NARROW if width is None else 0), size), fontsize=size)
+    if title is not None and len(panels) > 1:
+        figure.suptitle(title, fontsize=size)
+    elif title is not None:
+        set_title(figure.axes[0], title, size)
     set_fallback_fonts(figure)
-    aspects = [ax.get_aspect() for ax in figure.axes]
-    for ax in figure.axes:
-        ax.set_aspect("auto")  # constrained layout is exact for axes that fill their place
-    slack = 0.04 * (1 + (longest if longest > 1 else 0))  # the width of a long name differs between resolutions
-    layout = ConstrainedLayoutEngine(w_pad=slack, h_pad=slack)
-    resize_to_panels(figure, layout, width * across, height * down)
+    slack = 0.04 * (1 + (longest if longest > 1 and width is None else 0))  # the width of a name varies by resolution
+    layout = FigureLayout(slack, slack)
+
+    def resize() -> None:
+        if width is None:
+            resize_to_panels(figure, layout, across * columns, up * rows)
+        else:
+            fit_to_width(figure, layout, ratio, _MAX_PANEL)
+
+    resize()
     if caption:
-        inches = figure.get_size_inches()[0]
-        figure.supxlabel(wrap(caption, inches - 0.2, SMALL), x=0.1 / inches, ha="left", fontsize=SMALL)
-        resize_to_panels(figure, layout, width * across, height * down)
-    layout.execute(figure)  # only here: a layout engine that runs at every drawing would change the saved figure
-    for ax, aspect in zip(figure.axes, aspects, strict=True):
-        ax.set_aspect(aspect)
+        inches, small = figure.get_size_inches()[0], points(SMALL, "xtick.labelsize")
+        small = min(small, points(NOTE, "xtick.labelsize")) if width is not None else small
+        text = wrap(caption, inches - 0.2, small)
+        figure.supxlabel(text, x=0.1 / inches, ha="left", fontsize=small)
+        figure.set_figheight(figure.get_figheight() + 2 * LEADING * small / 72 * (text.count("\n") + 1))
+        resize()
+    layout.attach(figure)
     return figure
 
 
@@ -430,7 +617,7 @@ def make_caption(da: xr.DataArray, reading: str = "Brighter: more similar.") -> 
             if a == b
             else [f"Rows: {a}.", f"Columns: {b}."]
         ),
-        f"Data: {on}{n}. {reading}",
+        f"Data: {on}{n}. {reading}".strip(),
     ]
 
 

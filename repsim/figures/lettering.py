@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import cache
 
+from matplotlib import rcParams
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -50,7 +51,7 @@ def _escape(character: str) -> str:
 def text_width(text: str, size: float) -> float:
     """Return the width of a line of text, in points."""
     families = dict.fromkeys(filter(None, map(_fallback_family, text)))
-    font = FontProperties(family=["sans-serif", *families], size=size)
+    font = FontProperties(family=[*rcParams["font.family"], *families], size=size)
     width, _, _ = TextToPath().get_text_width_height_descent(text, font, ismath=False)
     return float(width)
 
@@ -136,11 +137,12 @@ def _cut(name: str, points: float, size: float, head: float) -> str:
 
 def _approximate_width(text: str, size: float) -> float:
     """Return the width of a text in points, without kerning."""
-    return sum(_advance(character, size) for character in text)
+    font = findfont(FontProperties())
+    return sum(_advance(character, size, font) for character in text)
 
 
 @cache
-def _advance(character: str, size: float) -> float:
+def _advance(character: str, size: float, _font: str) -> float:
     return text_width(character, size)
 
 
@@ -189,7 +191,7 @@ def set_fallback_fonts(artist: Figure | Axes) -> None:
         for text in texts:
             text.set_fontfamily([*text.get_fontfamily(), *families])
         for ax in axes:
-            ax.tick_params(axis="both", which="both", labelfontfamily=["sans-serif", *families])
+            ax.tick_params(axis="both", which="both", labelfontfamily=[*rcParams["font.family"], *families])
     escapes = sorted({code for text in texts for code in _ESCAPE.findall(text.get_text())})
     lacking = [character for code in escapes if (character := chr(int(f"0x{code[2:]}", 0))).isprintable()]
     if lacking:
@@ -208,11 +210,15 @@ def _iterate_texts(artist: Artist) -> Iterator[Text]:
             yield text
 
 
-@cache
 def _fallback_family(character: str) -> str | None:
-    """Return a font family that has this character: "" for the default font, None if no font has it."""
+    """Return a font family that has this character: "" for the font of rcParams, None if no font has it."""
     if character.isascii() or ord(character) in _font_characters(findfont(FontProperties())):
         return ""
+    return _family_with(character)
+
+
+@cache
+def _family_with(character: str) -> str | None:
     for font in sorted(fontManager.ttflist, key=lambda font: (font.name, font.fname)):
         usable = font.style == "normal" and not font.name.startswith(_FORMULA_FONTS)
         if usable and ord(character) in _font_characters(font.fname):

@@ -1,39 +1,68 @@
 """Draw the map of models: points whose distances approximate the dissimilarity of the models."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.lines import Line2D
+from matplotlib.text import Annotation
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from repsim.errors import InvalidInputError
 from repsim.figures.canvas import (
     COLOURS,
-    COLUMN,
-    LEADING,
     MARKERS,
-    NOTE,
+    add_legend_above,
     finish_layout,
     footnote,
+    inches_of,
     make_axes,
+    namer,
     resolve_measure,
+    set_title,
     style_axes,
 )
 from repsim.figures.lettering import escape_text, shorten, text_width, wrap
+from repsim.figures.styles import (
+    LEADING,
+    StyleName,
+    column_width,
+    in_style,
+    legend_size,
+    mark,
+    note_size,
+    paper,
+    stroke,
+)
 from repsim.presentation.measures import traits
 from repsim.study.reading import axis_shares
 
+_MARK = 3.8  # points: size of a mark
 _DIRECTIONS = 16  # of a name around its point
-_MAX_DISTANCE = 90  # points: a name that finds no room within this distance is not drawn
+_FEW_MODELS = 12
+"""Largest number of models of which every name has a place, at the end of a long line if need be."""
+_DISTANCES = (90, 22)
+"""Largest distance in points of a name from its point, of few models and of many: lines of many would cross."""
 
 Box = tuple[float, float, float, float]
 
 
-def plot_map(study: xr.Dataset, measure: str | None = None, ax: Axes | None = None, *, width: float = COLUMN) -> Axes:
+@in_style
+def plot_map(
+    study: xr.Dataset,
+    measure: str | None = None,
+    ax: Axes | None = None,
+    *,
+    title: str | None = None,
+    labels: Mapping[str, str] | None = None,
+    width: float | None = None,
+    style: StyleName | None = None,
+) -> Axes:
     """Draw the first two axes of the classical scaling of models, with clusters by colour and families by marker.
 
     Squared distances over all axes are 2 (1 - similarity). The label of each axis gives its share of the sum of
@@ -49,8 +78,14 @@ def plot_map(study: xr.Dataset, measure: str | None = None, ax: Axes | None = No
         Measure of the map; by default debiased CKA given the input, if the study has it.
     ax : Axes, optional
         Axes to draw on; by default those of a new figure, with a footnote.
-    width : float
-        Width of a new figure in inches.
+    title : str, optional
+        Title of the axes.
+    labels : mapping of str to str, optional
+        Names to show for models and families, by their names in the study.
+    width : float, optional
+        Width of a new figure in inches; by default one column.
+    style : {"nature", "neurips", "talk"}, optional
+        Fonts, sizes and widths (`repsim.figures.style_context`).
 
     Returns
     -------
@@ -65,8 +100,11 @@ def plot_map(study: xr.Dataset, measure: str | None = None, ax: Axes | None = No
     at = study.sel({"map": measure})
     places = np.nan_to_num(at["map_coordinates"].values[:, :2])
     clusters, families = at["cluster"].values.tolist(), study["family"].values.tolist()
-    models = shorten([escape_text(model) for model in study["model"].values], 0.4 * width, NOTE)
+    width = column_width(width) if ax is None else inches_of(ax)[0]
+    shown = namer(labels, [*study["model"].values, *families], "model or family of this study")
+    models = shorten([shown(model) for model in study["model"].values], 0.4 * width, note_size())
     distinct_families = list(dict.fromkeys(families))
+    several_families = len(distinct_families) <= len(MARKERS)
     parts = axis_shares(at["map_eigenvalues"].values)
     if places.shape[1] < 2 or not parts.any():
         raise InvalidInputError(f"there is nothing to draw: under {measure} all models are in one place")
@@ -79,16 +117,35 @@ def plot_map(study: xr.Dataset, measure: str | None = None, ax: Axes | None = No
         _outline_clusters(ax, places, clusters)
     for (x, y), cluster, family in zip(places, clusters, families, strict=True):
         ax.scatter(
-            x, y, s=22, color=_colour(cluster), marker=MARKERS[distinct_families.index(family) % len(MARKERS)],
-            edgecolors="black", linewidths=0.5, zorder=3, gid="model",
+            x, y, s=mark(_MARK) ** 2, color=_colour(cluster),
+            marker=MARKERS[distinct_families.index(family) if several_families else 0],
+            edgecolors=paper(), linewidths=stroke(0.5), zorder=3, gid="model",
         )  # fmt: skip
     ax.margins(0.22)
-    _add_legend(ax, distinct_families, width)
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_major_locator(MaxNLocator(5))
+    if several_families:
+        _add_legend(ax, [*map(shown, distinct_families)], width)
+    set_title(ax, title)
+    place_names = partial(_place_names, ax, _write_names(ax, places, models))
     if own:
         label = f"{escape_text(traits(measure).label)}, mean over matching layers."
-        finish_layout(ax.figure.figure, footnote(study, label, _explanation(at, several=several)))
-    _name_points(ax, places, models)
+        markers = "Markers: families." if several_families else ""
+        markers += " Names: where there is room." if len(models) > _FEW_MODELS else ""
+        reading = [markers, _explanation(at, several=several), _overlaps(places, width)]
+        finish_layout(ax.figure.figure, footnote(study, label, *filter(None, reading)), place_names)
+    else:
+        place_names()
     return ax
+
+
+def _overlaps(places: NDArray[np.float64], width: float) -> str:
+    """Return a sentence if marks of some models cover each other in a figure of this width; else an empty string."""
+    extent = float(np.ptp(places, axis=0).max()) * 1.44  # with the margins
+    distances = np.linalg.norm(places[:, None] - places[None], axis=-1)[np.triu_indices(len(places), 1)]
+    least = mark(_MARK) / 72 / (0.8 * width) * extent
+    close = int((distances < least).sum())
+    return f"Marks that overlap are of models less than {least:.1g} apart." if close else ""
 
 
 def _outline_clusters(ax: Axes, places: NDArray[np.float64], clusters: Sequence[int]) -> None:
@@ -110,24 +167,23 @@ def _colour(cluster: int) -> str:
 
 def _add_legend(ax: Axes, families: Sequence[str], width: float) -> None:
     """Add a legend of the markers of families, in as many columns as fit."""
-    named = [wrap([escape_text(family)], 0.75 * width, NOTE) for family in families]
-    widest = max(text_width(line, NOTE) for name in named for line in name.split("\n"))
+    size = legend_size()
+    named = [wrap([family], 0.75 * width, size) for family in families]
+    widest = max(text_width(line, size) for name in named for line in name.split("\n"))
     keys = [
-        Line2D([], [], linestyle="", marker=MARKERS[k % len(MARKERS)], color="0.4", markersize=4, label=name)
+        Line2D([], [], linestyle="", marker=MARKERS[k % len(MARKERS)], color="0.4", markersize=mark(4), label=name)
         for k, name in enumerate(named)
     ]
-    ax.legend(
-        handles=keys, fontsize=NOTE, frameon=False, loc="lower left", bbox_to_anchor=(-0.02, 1.0), borderpad=0.1,
-        ncols=max(1, int(width * 60 // (widest + 22))), handletextpad=0.1, columnspacing=0.8,
-    )  # fmt: skip
+    columns = max(1, int(width * 60 // (widest + 3.4 * size)))
+    add_legend_above(ax, handles=keys, ncols=columns, handletextpad=0.1)
 
 
 def _explanation(at: xr.Dataset, *, several: bool) -> str:
     stability = float(at["cluster_stability"])
     if not several:
-        return "Markers: families. The models form no clear clusters."
+        return "The models form no clear clusters."
     note = f" (found again under resampled stimuli: adjusted Rand index {stability:z.2f})"
-    return f"Markers: families; colours and outlines: clusters{'' if math.isnan(stability) else note}."
+    return f"Colours and outlines: clusters{'' if math.isnan(stability) else note}."
 
 
 def _hull(points: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -149,36 +205,53 @@ def _cross_product(a: tuple[float, float], b: tuple[float, float], c: tuple[floa
     return (b[0] - a[0]) * (c[1] - a[1]) - (b[1] - a[1]) * (c[0] - a[0])
 
 
-def _name_points(ax: Axes, places: NDArray[np.float64], names: Sequence[str]) -> None:
-    """Write every name at the nearest position inside the axes where it covers no point and no other name."""
-    figure = ax.figure.figure
-    scale = 72 / figure.dpi
+def _write_names(ax: Axes, places: NDArray[np.float64], names: Sequence[str]) -> list[Annotation]:
+    """Write the name of every point, with a line to it, in places that `_place_names` chooses."""
+    line = {"arrowstyle": "-", "color": "0.5", "linewidth": stroke(0.5), "shrinkA": 0, "shrinkB": 3}
+    return [
+        ax.annotate(
+            name, place, (0, 0), textcoords="offset points", ha="center", va="center", fontsize=note_size(),
+            gid="name", arrowprops=line, annotation_clip=False, in_layout=False,
+        )
+        for name, place in zip(names, places, strict=True)
+    ]  # fmt: skip
+
+
+def _place_names(ax: Axes, names: Sequence[Annotation]) -> None:
+    """Move every name to the nearest position inside the axes where it covers no point and no other name.
+
+    A name without such a position is hidden.
+    """
+    scale = 72 / ax.figure.figure.dpi
     ax.apply_aspect()
-    ax.set(xlim=ax.get_xlim(), ylim=ax.get_ylim())
-    points = ax.transData.transform(places) * scale
+    points = ax.transData.transform([name.xy for name in names]) * scale
     frame = ax.get_window_extent()
     inside = (frame.x0 * scale, frame.y0 * scale, frame.x1 * scale, frame.y1 * scale)
-    occupied: list[Box] = [(x - 3.5, y - 3.5, x + 3.5, y + 3.5) for x, y in points]
-    for k, name in enumerate(names):
-        size = text_width(name, NOTE) + 2, NOTE * LEADING
-        for box in _candidate_boxes(points[k], size):
-            if _within(box, inside) and not any(_overlap(box, other) for other in occupied):
-                occupied.append(box)
-                middle = (box[0] + box[2]) / 2 - points[k][0], (box[1] + box[3]) / 2 - points[k][1]
-                near = math.hypot(max(abs(middle[0]) - size[0] / 2, 0), max(abs(middle[1]) - size[1] / 2, 0)) < 7
-                line = (
-                    None if near else {"arrowstyle": "-", "color": "0.5", "linewidth": 0.5, "shrinkA": 0, "shrinkB": 3}
-                )
-                ax.annotate(
-                    name, places[k], middle, textcoords="offset points", ha="center", va="center", fontsize=NOTE,
-                    gid="name", arrowprops=line, annotation_clip=False,
-                )  # fmt: skip
-                break
+    half = mark(_MARK) / 2 + 1.3
+    occupied: list[Box] = [(x - half, y - half, x + half, y + half) for x, y in points]
+    for point, name in zip(points, names, strict=True):
+        points_high = float(name.get_fontsize())
+        size = text_width(name.get_text(), points_high) + 2, points_high * LEADING
+        boxes = (
+            box
+            for box in _candidate_boxes(point, size, _DISTANCES[len(names) > _FEW_MODELS])
+            if _within(box, inside) and not any(_overlap(box, other) for other in occupied)
+        )
+        box = next(boxes, None)
+        name.set_visible(box is not None)
+        if box is None:
+            continue
+        occupied.append(box)
+        middle = (box[0] + box[2]) / 2 - point[0], (box[1] + box[3]) / 2 - point[1]
+        name.xyann = middle
+        near = math.hypot(max(abs(middle[0]) - size[0] / 2, 0), max(abs(middle[1]) - size[1] / 2, 0)) < 7
+        assert name.arrow_patch is not None
+        name.arrow_patch.set_visible(not near)
 
 
-def _candidate_boxes(point: NDArray[np.float64], size: tuple[float, float]) -> Iterator[Box]:
-    """Yield possible boxes of a text around a point, the nearest first."""
-    for gap in range(5, _MAX_DISTANCE, 4):
+def _candidate_boxes(point: NDArray[np.float64], size: tuple[float, float], distance: int) -> Iterator[Box]:
+    """Yield possible boxes of a text around a point up to a distance, the nearest first."""
+    for gap in range(5, distance, 4):
         for k in range(_DIRECTIONS):
             x, y = math.cos(2 * math.pi * k / _DIRECTIONS), math.sin(2 * math.pi * k / _DIRECTIONS)
             left = point[0] + x * gap + (x - 1) * size[0] / 2

@@ -1,19 +1,24 @@
-"""Convert a colour scale to matplotlib's norm and colour map, and draw its colour bar."""
+"""Draw values as an image in the colours of a scale, with its colour bar, as the caller's keywords say."""
 
-from collections.abc import Sequence
-from typing import Literal, cast
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypedDict, cast
 
 import numpy as np
+from matplotlib import colormaps
+from matplotlib.axes import Axes
 from matplotlib.colorbar import Colorbar
-from matplotlib.colors import Colormap, LinearSegmentedColormap, ListedColormap, Normalize, TwoSlopeNorm
+from matplotlib.colors import Colormap, LinearSegmentedColormap, ListedColormap, Normalize
 from matplotlib.image import AxesImage
 from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import Affine2DBase, ScaledTranslation, blended_transform_factory
 from numpy.typing import NDArray
 
-from repsim.figures.canvas import NARROW, SMALL, TEXT
+from repsim.errors import InvalidInputError, UnknownNameError
+from repsim.figures.canvas import style_ticks
 from repsim.figures.lettering import wrap
-from repsim.presentation.scales import GREEN, MAGMA, Scale
+from repsim.figures.styles import em, frame, ink, note_size
+from repsim.presentation.scales import GREEN, MAGMA, Scale, mixed
 
 Extend = Literal["neither", "min", "max", "both"]
 _EXTEND: dict[tuple[bool, bool], Extend] = {
@@ -22,62 +27,167 @@ _EXTEND: dict[tuple[bool, bool], Extend] = {
     (False, True): "max",
     (True, True): "both",
 }
-_STEPS = 256
+_STEPS = 512
+_LUMINANCE = np.array([0.2126, 0.7152, 0.0722])
 
 
-def norm_and_colormap(scale: Scale) -> tuple[Normalize, Colormap]:
-    """Return matplotlib's norm and colour map for a scale.
+class ImageKeywords(TypedDict, total=False):
+    """Keywords of all functions that draw an image, described at `repsim.heatmap`."""
 
-    Both cover the whole declared range, not only the shown part, so that equal colours are equal values in any two
-    figures.
+    cmap: str | Colormap | None
+    vmin: float | None
+    vmax: float | None
+    norm: Normalize | None
+    annotate: bool | str
+    cbar: bool
+    im_kw: Mapping[str, Any] | None
+
+
+@dataclass(frozen=True)
+class ImageOptions:
+    """Values of `ImageKeywords`."""
+
+    cmap: str | Colormap | None = None
+    vmin: float | None = None
+    vmax: float | None = None
+    norm: Normalize | None = None
+    annotate: bool | str = False
+    cbar: bool = True
+    im_kw: Mapping[str, Any] | None = field(default=None)
+
+    def __post_init__(self) -> None:
+        if self.norm is not None and not (self.vmin is None and self.vmax is None):
+            raise InvalidInputError("a norm has limits of its own; give either norm, or vmin and vmax")
+        check_colour_map(self.cmap)
+
+    def colours(self, scale: Scale) -> tuple[Any, Any]:
+        """Return the norm and the colour map: the caller's, or those of the scale within the caller's limits."""
+        norm = self.norm or Normalize(
+            scale.shown[0] if self.vmin is None else self.vmin, scale.shown[1] if self.vmax is None else self.vmax
+        )
+        if self.norm is None and not norm.vmin < norm.vmax:  # type: ignore[operator]
+            raise InvalidInputError(f"expected vmin < vmax, got {norm.vmin:g} and {norm.vmax:g}")
+        own = colour_map(scale, norm.vmin, norm.vmax) if type(norm) is Normalize else colour_map(scale, 0.0, 1.0)
+        return norm, own if self.cmap is None else self.cmap
+
+    @property
+    def reading(self) -> str:
+        """Sentence of a caption about the colours, which are bright for similar layers unless the caller chose them."""
+        return "Brighter: more similar." if self.cmap is None and "cmap" not in (self.im_kw or {}) else ""
+
+    def ends(self, scale: Scale, values: NDArray[np.float64]) -> Extend:
+        """Return the ends of the colour bar that get an arrow, which are those with values beyond the limits."""
+        if self.norm is not None:
+            return "neither"
+        below, above = scale.below, scale.above
+        if self.vmin is not None:
+            below = bool((values < self.vmin).any())
+        if self.vmax is not None:
+            above = bool((values > self.vmax).any())
+        return _EXTEND[below, above]
+
+
+def check_colour_map(cmap: str | Colormap | None) -> None:
+    """Raise `UnknownNameError` if matplotlib has no colour map of this name."""
+    if isinstance(cmap, str) and cmap not in colormaps:
+        raise UnknownNameError("colour map of matplotlib", cmap, list(colormaps))
+
+
+class ScaleColours(ListedColormap):
+    """Colour map of a scale between two limits, which `draw_image` makes anew when the limits change."""
+
+
+def colour_map(scale: Scale, low: float | None, high: float | None) -> ScaleColours:
+    """Return the colour map of a scale between two limits, where values below 0 keep their own colours."""
+    magma = LinearSegmentedColormap.from_list("", MAGMA[::-1] if scale.reverse else MAGMA, _STEPS)
+    if not scale.signed or low is None or high is None or not low < 0 <= high:
+        return ScaleColours(magma(np.linspace(0, 1, _STEPS)), "repsim")
+    zero = float(Normalize(low, high)(0.0))
+    counts = np.arange(_STEPS - 64, _STEPS + 64)
+    steps = int(counts[np.argmin((counts * zero) % 1)])  # 0 is where a step begins, as nearly as can be
+    below = int(steps * zero)
+    bright = mixed(*GREEN, 1 - low / min(scale.low, low))
+    green = LinearSegmentedColormap.from_list("", [bright, GREEN[1]], _STEPS)
+    both = [green(np.linspace(0, 1, below)), magma(np.linspace(0, 1, steps - below))]
+    return ScaleColours(np.concatenate(both), "repsim")
+
+
+def draw_image(ax: Axes, values: NDArray[np.float64], scale: Scale, options: ImageOptions, **place: Any) -> AxesImage:
+    """Draw values as an image, row 0 below, in the colours of a scale or of the caller.
+
+    While the image has the colour map of the scale, new limits (``image.set_clim``) keep the colours of values below 0.
     """
-    magma = LinearSegmentedColormap.from_list("", MAGMA, _STEPS)
-    if scale.reverse:
-        magma = magma.reversed()
-    if not scale.signed:
-        return Normalize(scale.low, scale.high), magma
-    green = LinearSegmentedColormap.from_list("", GREEN, _STEPS)
-    both = ListedColormap(np.concatenate([colours(np.linspace(0, 1, _STEPS)) for colours in (green, magma)]))
-    return TwoSlopeNorm(0, scale.low, scale.high), both
+    norm, colours = options.colours(scale)
+    look: dict[str, Any] = {"origin": "lower", "interpolation": "nearest", "norm": norm, "cmap": colours}
+    image = ax.imshow(values, **(look | place | dict(options.im_kw or {})))
+    ax.grid(visible=False)  # a grid of a style sheet would cover the cells
+    limits = [image.get_clim()]
+
+    def follow(changed: AxesImage) -> None:
+        now = changed.get_clim()
+        if scale.signed and now != limits[0] and isinstance(changed.get_cmap(), ScaleColours):
+            limits[0] = now
+            changed.set_cmap(colour_map(scale, *now))
+
+    image.callbacks.connect("changed", follow)
+    if options.annotate:
+        _annotate(ax, image, values, ".2f" if options.annotate is True else str(options.annotate))
+    return image
 
 
-def colour_bar_ends(scale: Scale) -> Extend:
-    """Return the ends of the colour bar that get an arrow, which are those with values beyond the range."""
-    return _EXTEND[scale.below, scale.above]
+def _annotate(ax: Axes, image: AxesImage, values: NDArray[np.float64], form: str) -> None:
+    """Write the value into every cell, in white on dark cells and in black on bright ones."""
+    box = ax.get_window_extent()
+    texts = [[f"{value:z{form}}" if np.isfinite(value) else "" for value in row] for row in values]
+    longest = max(len(text) for row in texts for text in row) or 1
+    room = 72 / ax.figure.dpi * min(box.width / values.shape[1] / (0.7 * longest), box.height / values.shape[0] / 1.5)
+    size = float(np.clip(room, 2.0, note_size()))
+    dark = is_dark(image, values)
+    for (row, column), value in np.ndenumerate(values):
+        if np.isfinite(value):
+            ax.text(
+                column, row, texts[row][column], ha="center", va="center", fontsize=size, gid="number",
+                color="white" if dark[row, column] else "black",
+            )  # fmt: skip
+
+
+def is_dark(image: AxesImage, values: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Return which values of an image have a dark colour."""
+    colours = image.to_rgba(np.ma.masked_invalid(values))
+    return np.asarray(colours[..., :3] @ _LUMINANCE < 0.5)
 
 
 def add_colour_bar(
     image: AxesImage,
-    scale: Scale,
     lines: Sequence[str],
     height: float,
     *,
+    ends: Extend,
     chance: NDArray[np.float64] | None = None,
-    sizes: tuple[float, float] = (SMALL, TEXT),
+    sizes: tuple[float, float],
+    least: float = 0.8,
 ) -> None:
     """Add a colour bar of fixed width and the height of the axes, which with square cells is set when drawn.
 
     A bracket beside it spans the ``chance`` levels, if there are any. ``sizes`` are the font sizes of numbers and of
-    the label in points.
+    the label in points, ``least`` is the smallest length in inches to which the label is wrapped.
     """
     ax = image.axes
     right = ax.figure.dpi_scale_trans + ScaledTranslation(1, 0, cast("Affine2DBase", ax.transAxes))
-    place = ax.inset_axes((0.1, 0, 0.13, 1), transform=blended_transform_factory(right, ax.transAxes))
-    bar = ax.figure.colorbar(image, cax=place, extend=colour_bar_ends(scale), extendfrac=0.1 / height)
-    label_colour_bar(bar, scale, sizes[0])
-    if chance is not None:
-        ends = [min(max(float(end), scale.shown[0]), scale.shown[1]) for end in (np.nanmin(chance), np.nanmax(chance))]
-        (bracket,) = bar.ax.plot([0, 0], ends, color="black", linewidth=2.5, gid="chance", clip_on=False)
+    place = ax.inset_axes((0.1, 0, 0.13 * em(), 1), transform=blended_transform_factory(right, ax.transAxes))
+    bar = ax.figure.colorbar(image, cax=place, extend=ends, extendfrac=0.1 / height)
+    style_colour_bar(bar, sizes[0])
+    low, high = image.get_clim()
+    if chance is not None and low is not None and high is not None:
+        between = [min(max(float(end), low), high) for end in (np.nanmin(chance), np.nanmax(chance))]
+        (bracket,) = bar.ax.plot([0, 0], between, color=ink(), linewidth=2.5, gid="chance", clip_on=False)
         bracket.set(marker="_", markersize=7, markeredgewidth=1)
-    least = NARROW if sizes[1] >= TEXT else 0.8
     bar.set_label(wrap(lines, max(height, least), sizes[1]), fontsize=sizes[1])
 
 
-def label_colour_bar(bar: Colorbar, scale: Scale, size: float) -> None:
-    """Set the limits of a colour bar to the shown part of the scale, with ticks at round numbers."""
-    low, high = scale.shown
-    ticks, slack = np.array(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)), 1e-6 * (high - low)
-    bar.ax.set_ylim(low, high)
-    bar.set_ticks(ticks[(ticks > low - slack) & (ticks < high + slack)].clip(low, high).tolist())
-    bar.ax.tick_params(labelsize=size, length=2.5, width=0.6)
-    bar.outline.set_linewidth(0.6)
+def style_colour_bar(bar: Colorbar, size: float) -> None:
+    """Set the font size of a colour bar, and ticks at round numbers if its scale is linear."""
+    if type(bar.norm) is Normalize:
+        bar.locator = MaxNLocator(6, steps=[1, 2, 2.5, 5, 10])
+    style_ticks(bar.ax, size)
+    bar.outline.set_linewidth(frame())

@@ -11,10 +11,22 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from repsim.errors import InvalidInputError
-from repsim.figures.canvas import COLUMN, NOTE, finish_layout, footnote, make_axes, resolve_measure, style, style_axes
+from repsim.figures.canvas import (
+    add_legend_above,
+    finish_layout,
+    footnote,
+    inches_of,
+    look_of,
+    make_axes,
+    resolve_measure,
+    set_title,
+    style_axes,
+    write_above,
+)
 from repsim.figures.heatmaps import check_dims, label_of, make_caption, select_variables
-from repsim.figures.lettering import escape_text
+from repsim.figures.lettering import escape_text, wrap
 from repsim.figures.selection import values_of_pairs
+from repsim.figures.styles import StyleName, column_width, in_style, mark, note_size, stroke
 from repsim.presentation.measures import traits
 from repsim.results.variables import RELATIONS
 from repsim.runtime.deprecation import rename_keyword
@@ -24,7 +36,17 @@ _MOST_POINTS = 20_000  # of more points only some are drawn, because they would 
 
 
 @rename_keyword("found", "dataset", gone_in="2.0.0")
-def plot_measures(dataset: xr.Dataset, a: str, b: str, ax: Axes | None = None, *, width: float = COLUMN) -> Axes:
+@in_style
+def plot_measures(
+    dataset: xr.Dataset,
+    a: str,
+    b: str,
+    ax: Axes | None = None,
+    *,
+    title: str | None = None,
+    width: float | None = None,
+    style: StyleName | None = None,
+) -> Axes:
     """Draw one measure against another, with a point for every pair of layers of two models.
 
     Rank correlations (Spearman's rho, Kendall's tau-b) measure how similarly both order the pairs of layers. Pairs of
@@ -40,8 +62,12 @@ def plot_measures(dataset: xr.Dataset, a: str, b: str, ax: Axes | None = None, *
         Measures along the horizontal and the vertical axis.
     ax : Axes, optional
         Axes to draw on; by default those of a new figure, with a footnote.
-    width : float
-        Width of a new figure in inches.
+    title : str, optional
+        Title of the axes.
+    width : float, optional
+        Width of a new figure in inches; by default one column.
+    style : {"nature", "neurips", "talk"}, optional
+        Fonts, sizes and widths (`repsim.figures.style_context`).
 
     Returns
     -------
@@ -61,26 +87,26 @@ def plot_measures(dataset: xr.Dataset, a: str, b: str, ax: Axes | None = None, *
     if both.sum() < 3:
         raise InvalidInputError(f"there is nothing to draw: fewer than three pairs of layers have both {a} and {b}")
     own = ax is None
-    ax = make_axes(width, 0.82 * width) if ax is None else ax
+    ax = make_axes(column_width(width), 0.82 * column_width(width)) if ax is None else ax
     style_axes(ax, escape_text(attrs[0]["label"]), escape_text(attrs[1]["label"]))
     every = math.ceil(x.size / _MOST_POINTS)
     for relation, (along, up) in groups.items():
-        look = style(relation)
+        look = look_of(relation)
         ax.scatter(
-            along[::every], up[::every], s=7, marker=look["marker"], facecolors="none",
-            edgecolors=look["color"], linewidths=0.6, alpha=0.7, label=relation or None,
+            along[::every], up[::every], s=mark(2.65) ** 2, marker=look["marker"], facecolors="none",
+            edgecolors=look["color"], linewidths=stroke(0.6), alpha=0.7, label=relation or None,
             rasterized=both.size > _MAX_VECTOR_POINTS, gid="pairs",
         )  # fmt: skip
     ranges = [[*map(float, declared["valid_range"]), declared["sense"]] for declared in attrs]
     if ranges[0] == ranges[1]:
         ends = [min(x[both].min(), y[both].min()), max(x[both].max(), y[both].max())]
         ax.plot(ends, ends, color="0.5", linewidth=0.8, linestyle=(0, (1, 2)), zorder=0, gid="identity")
+    above = 0.0
     if "" not in groups:
-        ax.legend(
-            fontsize=NOTE, frameon=False, loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=3, handletextpad=0.1,
-            columnspacing=0.8, borderpad=0.1,
-        )  # fmt: skip
-    ax.set_title(_format_correlations(x[both], y[both]), fontsize=NOTE, loc="left", pad=4 if "" in groups else 14)
+        legend = add_legend_above(ax, ncols=3, handletextpad=0.1)
+        above = legend.get_window_extent().height / ax.figure.figure.dpi
+    write_above(ax, [wrap([_format_correlations(x[both], y[both])], inches_of(ax)[0], note_size())], above)
+    set_title(ax, title)
     if own:
         omitted = f" One in {every} is drawn; the correlations are of all." if every > 1 else ""
         finish_layout(ax.figure.figure, [*caption[:-1], caption[-1] + omitted])

@@ -12,6 +12,9 @@ from repsim.figures.canvas import check_pairs, resolve_measure
 from repsim.presentation.measures import traits
 from repsim.results.variables import CHANCE
 
+_MOST_GROUPS = 6
+"""Largest number of groups of pairs in a figure."""
+
 
 def pick(study: xr.Dataset, pair: str, measure: str | None = None) -> xr.DataArray:
     """Select one pair of models and one measure from a study, in the form that `heatmap` draws.
@@ -121,3 +124,20 @@ def iterate_pairs(study: xr.Dataset, measure: str | None = None) -> Iterator[xr.
     order = study["model"].values.tolist()
     for pair, a, b in zip(*(study[name].values.tolist() for name in ("pair", "pair_a", "pair_b")), strict=True):
         yield pick(study, pair if order.index(a) > order.index(b) else f"{b} x {a}", measure)
+
+
+def groups_of_pairs(study: xr.Dataset) -> list[str]:
+    """Return the group of every pair: its relation, and of models that are alike the family or architecture.
+
+    Pairs of ResNets and pairs of ViTs are groups of their own, unless there are more than `_MOST_GROUPS` such groups.
+    """
+    relations = study["relation"].values.tolist()
+    families, kinds = (
+        dict(zip(study["model"].values.tolist(), study[name].values.tolist(), strict=True))
+        for name in ("family", "architecture" if "architecture" in study.coords else "family")
+    )
+    groups = []
+    for relation, model in zip(relations, study["pair_a"].values.tolist(), strict=True):
+        kind = {"same family": families, "same architecture": kinds}.get(relation)
+        groups.append(f"{relation}: {kind[model]}" if kind else relation)
+    return groups if len(set(groups)) <= _MOST_GROUPS else relations

@@ -1,34 +1,48 @@
 """Draw series: similarity along training steps, widths or any other axis, by layer."""
 
+from collections.abc import Callable, Mapping
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any, Literal, Unpack
 
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
+from matplotlib.colors import Colormap
 from numpy.typing import NDArray
 
 from repsim.errors import InvalidInputError, UnknownNameError
-from repsim.figures.canvas import COLOURS, COLUMN, MARKERS, NOTE, finish_layout, make_axes, style_axes
+from repsim.figures.canvas import (
+    COLOURS,
+    MARKERS,
+    finish_layout,
+    make_axes,
+    namer,
+    reserve_above,
+    room_of,
+    set_title,
+    style_axes,
+    write_above,
+)
 from repsim.figures.lettering import escape_text, wrap
+from repsim.figures.scales import ImageKeywords, ImageOptions
 from repsim.figures.series_axes import (
     FEW_LINES,
     Selection,
     check_series,
+    colours_of_lines,
     draw_table,
-    inches_of,
     name_lines,
     samples,
     select,
     set_axis_scale,
 )
+from repsim.figures.styles import StyleName, column_width, em, in_style, legend_size, mark, note_size, paper, stroke
 from repsim.presentation.series import (
     compared_with,
     drift_of,
     is_logarithmic,
     itself,
     label_of,
-    ramp,
     run_name,
     value_texts,
 )
@@ -44,6 +58,7 @@ _SLACK = 0.05
 Show = Literal["similarity", "calibrated"]
 
 
+@in_style
 def plot_trajectories(
     series: xr.Dataset,
     ax: Axes | None = None,
@@ -52,7 +67,11 @@ def plot_trajectories(
     comparison: str | None = None,
     run: str | None = None,
     show: Show = "similarity",
-    width: float = COLUMN,
+    cmap: str | Colormap | None = None,
+    title: str | None = None,
+    labels: Mapping[str, str] | None = None,
+    width: float | None = None,
+    style: StyleName | None = None,
 ) -> Axes:
     """Draw the similarity of every layer along the axis, with 95 % intervals over samples as bands.
 
@@ -71,8 +90,16 @@ def plot_trajectories(
         Names in the series; by default the first of each.
     show : {"similarity", "calibrated"}
         Similarity with its interval, or calibrated similarity, which is 0 for unrelated layers.
-    width : float
-        Width of a new figure in inches.
+    cmap : str or Colormap, optional
+        Colours of the lines, from the first layer to the last.
+    title : str, optional
+        Title of the axes.
+    labels : mapping of str to str, optional
+        Names to show for layers, by their names in the series.
+    width : float, optional
+        Width of a new figure in inches; by default one column.
+    style : {"nature", "neurips", "talk"}, optional
+        Fonts, sizes and widths (`repsim.figures.style_context`).
 
     Returns
     -------
@@ -88,32 +115,44 @@ def plot_trajectories(
     at = select(series, measure, comparison, run)
     _check_any(at.points[show], f"{at.measure}, {at.comparison}")
     own = ax is None
-    ax = make_axes(width, 0.62 * width) if ax is None else ax
+    ax = make_axes(column_width(width), 0.62 * column_width(width)) if ax is None else ax
     label = at.similarity_label if show == "similarity" else f"{at.similarity_label}, calibrated"
     style_axes(ax, escape_text(series.attrs["axis"]), label)
-    bands = _draw_layers(ax, series, at, show)
+    bands = _draw_layers(ax, series, at, show, cmap=cmap, labels=labels)
+    set_title(ax, title)
     if own:
         finish_layout(ax.figure.figure, [f"{at.footnote} {_bands(series)}" if bands else at.footnote])
     return ax
 
 
-def _draw_layers(ax: Axes, series: xr.Dataset, at: Selection, show: Show) -> bool:
+def _draw_layers(
+    ax: Axes,
+    series: xr.Dataset,
+    at: Selection,
+    show: Show,
+    *,
+    cmap: str | Colormap | None,
+    labels: Mapping[str, str] | None,
+) -> bool:
     """Draw a line for every layer along the axis; return whether there are bands."""
     x, layers = at.values, at.points["layer"].values.tolist()
     set_axis_scale(ax, "x", x, series)
     lines, bands = [], False
-    for k, colour in enumerate(ramp(len(layers))):
+    for k, colour in enumerate(colours_of_lines(len(layers), cmap)):
         layer = at.points.isel(layer=k)
-        lines += ax.plot(x, layer[show], color=colour, linewidth=1.1, gid=f"layer {layers[k]}", **_marks(len(x)))
+        lines += ax.plot(
+            x, layer[show], color=colour, linewidth=stroke(1.1), gid=f"layer {layers[k]}", **_marks(len(x))
+        )
         low, high = layer["similarity_low"].values, layer["similarity_high"].values
         if show == "similarity" and np.isfinite(low).any():
             ax.fill_between(x, low, high, color=colour, alpha=_shade(len(layers)), linewidth=0)
             bands = True
     _limit(ax, at.points[show].values)
-    name_lines(ax, lines, layers, _layers_title(series))
+    name_lines(ax, lines, layers, _layers_title(series), labels)
     return bands
 
 
+@in_style
 def plot_layers_by_step(
     series: xr.Dataset,
     ax: Axes | None = None,
@@ -122,7 +161,11 @@ def plot_layers_by_step(
     comparison: str | None = None,
     run: str | None = None,
     show: Show = "similarity",
-    width: float = COLUMN,
+    title: str | None = None,
+    labels: Mapping[str, str] | None = None,
+    width: float | None = None,
+    style: StyleName | None = None,
+    **image: Unpack[ImageKeywords],
 ) -> Axes:
     """Draw a heatmap of layers by values of the axis: a column for every point of a run.
 
@@ -130,24 +173,41 @@ def plot_layers_by_step(
     as in `repsim.heatmap`.
 
     docs/figures.md has an example and its picture. Parameters, return value and errors are those of
-    `plot_trajectories`.
+    `plot_trajectories`, and keywords of the image those of `repsim.heatmap`.
     """
     at = select(series, measure, comparison, run)
     table = at.points[show].transpose("layer", "point").values
     _check_any(at.points[show], f"{at.measure}, {at.comparison}")
     own = ax is None
-    ax = make_axes(width, min(0.62 * width, max(1.2, 0.14 * len(table)))) if ax is None else ax
+    ax = (
+        make_axes(column_width(width), min(0.62 * column_width(width), em() * max(1.2, 0.14 * len(table))))
+        if ax is None
+        else ax
+    )
     style_axes(ax, escape_text(series.attrs["axis"]), _layers_title(series))
     names = at.points["layer"].values.tolist()
-    draw_table(ax, table, at.measure, across=value_texts(at.values.tolist()), up=names, size=inches_of(ax))
+    up = [*map(namer(labels, names, "layer of this series"), names)]
+    across = [*map(escape_text, value_texts(at.values.tolist()))]
+    draw_table(ax, table, at.measure, across=across, up=up, size=room_of(ax), image=image)
+    set_title(ax, title)
     if own:
-        shown = "Calibrated similarity. " if show == "calibrated" else ""
-        finish_layout(ax.figure.figure, [f"{at.footnote} {shown}Brighter: more similar. Columns are not to scale."])
+        shown, reading = "Calibrated similarity. " if show == "calibrated" else "", ImageOptions(**image).reading
+        finish_layout(
+            ax.figure.figure, [f"{at.footnote} {shown}{reading} Columns are not to scale.".replace("  ", " ")]
+        )
     return ax
 
 
+@in_style
 def plot_convergence(
-    series: xr.Dataset, ax: Axes | None = None, *, measure: str | None = None, width: float = COLUMN
+    series: xr.Dataset,
+    ax: Axes | None = None,
+    *,
+    measure: str | None = None,
+    title: str | None = None,
+    labels: Mapping[str, str] | None = None,
+    width: float | None = None,
+    style: StyleName | None = None,
 ) -> Axes:
     """Draw the value of the axis at which every layer has settled, by depth, with a line for every run.
 
@@ -157,15 +217,16 @@ def plot_convergence(
     out.
 
     docs/figures.md has an example and its picture. Parameters, return value and errors are those of
-    `plot_trajectories`.
+    `plot_trajectories`; ``labels`` names runs.
     """
     check_series(series)
     at = select(series, measure, runs=True)
     settled = series.sel(measure=at.measure)
     _check_any(settled["settled"], "no layer has settled")
     own = ax is None
-    ax = make_axes(width, 0.62 * width) if ax is None else ax
+    ax = make_axes(column_width(width), 0.62 * column_width(width)) if ax is None else ax
     depth, axis, runs = series["depth"].values, series.attrs["axis"], series["one_run"].values.tolist()
+    shown = _run_namer(series, labels)
     percent = f"{100 * series.attrs['settled_at']:g} %"
     style_axes(ax, "relative depth of the layer", escape_text(f"{axis} at which it has settled ({percent})"))
     for k, run in enumerate(runs):
@@ -175,14 +236,15 @@ def plot_convergence(
         colour, marker = _look(k)
         error = np.nan_to_num(np.abs(np.stack([value - low, high - value])))
         ax.errorbar(
-            depth + shift, value, error, color=colour, marker=marker, markersize=3.2, linewidth=1.1, elinewidth=0.8,
-            capsize=1.6, label=escape_text(run_name(series, run)), gid=f"run {run}",
+            depth + shift, value, error, color=colour, marker=marker, markersize=mark(3.2), linewidth=stroke(1.1),
+            elinewidth=stroke(0.8), capsize=1.6, label=shown(run), gid=f"run {run}",
         )  # fmt: skip
     drawn = np.concatenate([settled[f"settled{end}"].values.ravel() for end in ("", "_low", "_high")])
     set_axis_scale(ax, "y", drawn, series)
     ax.set_xlim(-0.04, 1.04)
     if len(runs) > 1:
         _legend(ax)
+    set_title(ax, title)
     if own:
         count = int(np.isnan(settled["settled"].values).sum())
         late = f" {count} layer{'s' * (count > 1)} of a run without a value: not drawn." if count else ""
@@ -192,6 +254,7 @@ def plot_convergence(
     return ax
 
 
+@in_style
 def plot_trend(
     series: xr.Dataset,
     ax: Axes | None = None,
@@ -199,7 +262,10 @@ def plot_trend(
     measure: str | None = None,
     comparison: str | None = None,
     layer: str | None = None,
-    width: float = COLUMN,
+    title: str | None = None,
+    labels: Mapping[str, str] | None = None,
+    width: float | None = None,
+    style: StyleName | None = None,
 ) -> Axes:
     """Draw the similarity of networks against the value of the axis, with the trend and its interval.
 
@@ -209,7 +275,8 @@ def plot_trend(
     its own reference does not count, and on a logarithmic axis none at 0.
 
     docs/figures.md has an example and its picture. Parameters, return value and errors are those of
-    `plot_trajectories`; ``layer`` draws one layer instead of the mean over layers.
+    `plot_trajectories`; ``layer`` draws one layer instead of the mean over layers, and ``labels`` names
+    runs.
     """
     at = select(series, measure, comparison, runs=True)
     trend_of = NETWORK if layer is None else layer
@@ -222,11 +289,12 @@ def plot_trend(
     y, low, high = (one[name].values for name in names)
     _check_any(one[names[0]], f"{at.measure}, {at.comparison}")
     own = ax is None
-    ax = make_axes(width, 0.62 * width) if ax is None else ax
+    ax = make_axes(column_width(width), 0.62 * column_width(width)) if ax is None else ax
     of_what = "" if layer is not None else ", mean over layers"
     style_axes(ax, escape_text(series.attrs["axis"]), at.similarity_label + (of_what or escape_text(f", {layer}")))
     set_axis_scale(ax, "x", at.values, series)
     runs = series["one_run"].values.tolist()
+    shown = _run_namer(series, labels)
     own_reference = itself(series) & (at.comparison == "reference")
     for k, run in enumerate(runs):
         colour, marker = _look(k)
@@ -234,16 +302,18 @@ def plot_trend(
         for open_mark in (False, True):
             mine = (one["run"].values == run) & (own_reference == open_mark)
             ax.errorbar(
-                at.values[mine], y[mine], error[:, mine], color=colour, marker=marker, markersize=3.2, linestyle="none",
-                elinewidth=0.8, label=None if open_mark else escape_text(run_name(series, run)),
-                markerfacecolor="white" if open_mark else colour, markeredgewidth=0.8,
+                at.values[mine], y[mine], error[:, mine], color=colour, marker=marker, markersize=mark(3.2),
+                linestyle="none", elinewidth=stroke(0.8),
+                label=None if open_mark else shown(run),
+                markerfacecolor=paper() if open_mark else colour, markeredgewidth=stroke(0.8),
                 gid=f"{'reference' if open_mark else 'run'} {run}",
             )  # fmt: skip
     trend = at.points.sel(trend_of=trend_of)
     reading = _draw_trend(ax, series, at, trend, np.where(own_reference, np.nan, y))
     _limit_to(ax, np.concatenate([low, y, high]))
     reading += " Open: compared with itself, no part of the trend." if own_reference.any() else ""
-    ax.set_title(wrap(_trend_in_words(series, trend), inches_of(ax)[0], NOTE), fontsize=NOTE, loc="left", pad=4)
+    write_above(ax, [wrap(_trend_in_words(series, trend), room_of(ax)[0], note_size())])
+    set_title(ax, title)
     if len(runs) > 1:
         _legend(ax, loc="upper right" if float(trend["trend_slope"]) < 0 else "lower right")
     if own:
@@ -264,7 +334,7 @@ def _draw_trend(ax: Axes, series: xr.Dataset, at: Selection, trend: xr.Dataset, 
     def line(steepness: float) -> NDArray[np.float64]:
         return level + steepness * (along - middle)
 
-    ax.plot(ends, line(slope), color="0.25", linewidth=1.1, zorder=1, gid="trend")
+    ax.plot(ends, line(slope), color="0.25", linewidth=stroke(1.1), zorder=1, gid="trend")
     for over in ("runs", PICTURES):
         low, high = (float(trend[f"trend_slope_{end}"].sel(over=over)) for end in ("low", "high"))
         if np.isfinite(low) and np.isfinite(high):
@@ -295,7 +365,18 @@ def _trend_in_words(series: xr.Dataset, trend: xr.Dataset) -> list[str]:
     return [escape_text(f"{line}; {number(slope)} for {unit}"), *([f"95 %: {', '.join(ends)}"] if ends else [])]
 
 
-def plot_runs(series: xr.Dataset, ax: Axes | None = None, *, measure: str | None = None, width: float = COLUMN) -> Axes:
+@in_style
+def plot_runs(
+    series: xr.Dataset,
+    ax: Axes | None = None,
+    *,
+    measure: str | None = None,
+    cmap: str | Colormap | None = None,
+    title: str | None = None,
+    labels: Mapping[str, str] | None = None,
+    width: float | None = None,
+    style: StyleName | None = None,
+) -> Axes:
     """Draw the similarity of different runs at equal values of the axis, by layer.
 
     With two runs, bands are 95 % intervals over samples. With more, lines are means over the runs, each compared with
@@ -311,7 +392,7 @@ def plot_runs(series: xr.Dataset, ax: Axes | None = None, *, measure: str | None
     table = at.points["similarity"]
     _check_any(table, f"{at.measure}, other runs")
     own = ax is None
-    ax = make_axes(width, 0.62 * width) if ax is None else ax
+    ax = make_axes(column_width(width), 0.62 * column_width(width)) if ax is None else ax
     style_axes(ax, escape_text(series.attrs["axis"]), at.similarity_label)
     has_value = np.isfinite(table.values).any(axis=-1)
     x = np.unique(at.values[has_value])
@@ -323,16 +404,17 @@ def plot_runs(series: xr.Dataset, ax: Axes | None = None, *, measure: str | None
         values = at.points[name].values[:, layer]
         return [values[has_value & (at.values == value)] for value in x]
 
-    for k, colour in enumerate(ramp(len(layers))):
+    for k, colour in enumerate(colours_of_lines(len(layers), cmap)):
         mean = np.array([values.mean() for values in of_runs("similarity", k)])
         ends = ("similarity_low", "similarity_high") if two else ("similarity", "similarity")  # the pair of two runs
         low = np.array([values.min() for values in of_runs(ends[0], k)])
         high = np.array([values.max() for values in of_runs(ends[1], k)])
-        lines += ax.plot(x, mean, color=colour, linewidth=1.1, gid=f"layer {layers[k]}", **_marks(len(x)))
+        lines += ax.plot(x, mean, color=colour, linewidth=stroke(1.1), gid=f"layer {layers[k]}", **_marks(len(x)))
         if np.isfinite(low).any():
             ax.fill_between(x, low, high, color=colour, alpha=_shade(len(layers)), linewidth=0)
     _limit(ax, table.values)
-    name_lines(ax, lines, layers, _layers_title(series))
+    name_lines(ax, lines, layers, _layers_title(series), labels)
+    set_title(ax, title)
     if own:
         finish_layout(
             ax.figure.figure,
@@ -341,6 +423,7 @@ def plot_runs(series: xr.Dataset, ax: Axes | None = None, *, measure: str | None
     return ax
 
 
+@in_style
 def plot_every_point(
     series: xr.Dataset,
     ax: Axes | None = None,
@@ -348,14 +431,18 @@ def plot_every_point(
     measure: str | None = None,
     layer: str | None = None,
     run: str | None = None,
-    width: float = COLUMN,
+    title: str | None = None,
+    labels: Mapping[str, str] | None = None,
+    width: float | None = None,
+    style: StyleName | None = None,
+    **image: Unpack[ImageKeywords],
 ) -> Axes:
     """Draw the similarity of every two points of a series in one layer, by default in the mean over layers.
 
     White lines separate runs. A series has these values if it was made with all pairs of points.
 
     docs/figures.md has an example and its picture. Parameters, return value and errors are those of
-    `plot_trajectories`.
+    `plot_trajectories`, keywords of the image those of `repsim.heatmap`; ``labels`` names runs.
     """
     check_series(series)
     if "every_point" not in series:
@@ -369,34 +456,34 @@ def plot_every_point(
     one = one.sel(point=names, other_point=names)
     _check_any(one, at.measure)
     own = ax is None
-    ax = make_axes(width, 0.78 * width) if ax is None else ax
+    ax = make_axes(column_width(width), 0.78 * column_width(width)) if ax is None else ax
     axis = escape_text(series.attrs["axis"])
     style_axes(ax, axis, axis)
-    texts = value_texts(at.values.tolist())
-    draw_table(ax, one.values, at.measure, across=texts, up=texts, size=inches_of(ax))
+    texts = [*map(escape_text, value_texts(at.values.tolist()))]
+    draw_table(ax, one.values, at.measure, across=texts, up=texts, size=room_of(ax), image=image)
+    shown = _run_namer(series, labels)
     runs = at.points["run"].values
     starts = [0, *(np.flatnonzero(runs[1:] != runs[:-1]) + 1).tolist(), len(runs)]
     for first, end in pairwise(starts if len(starts) > 2 else []):
-        ax.text(
-            (first + end - 1) / 2,
-            len(runs) - 0.3,
-            escape_text(run_name(series, runs[first])),
-            fontsize=NOTE,
-            ha="center",
-        )
+        middle, name = (first + end - 1) / 2, shown(runs[first])
+        ax.text(middle, len(runs) - 0.3, name, fontsize=note_size(), ha="center")
         if first:
             ax.axhline(first - 0.5, color="white", linewidth=0.9)
             ax.axvline(first - 0.5, color="white", linewidth=0.9)
+    if len(starts) > 2:
+        reserve_above(ax, 1.5 * note_size() / 72)
+    set_title(ax, title)
     if own:
         count = one.sizes["point"]
         several = len(set(runs.tolist()))
         order = f" of {several} runs, one after the other" if several > 1 else ""
         which = "Mean over layers." if layer is None else escape_text(f"Layer {layer}.")
         on = escape_text(f"{count} points{order}; {samples(series)}.")
-        finish_layout(ax.figure.figure, [f"{on} {which} Brighter: more similar."])
+        finish_layout(ax.figure.figure, [f"{on} {which} {ImageOptions(**image).reading}".strip()])
     return ax
 
 
+@in_style
 def plot_drift(
     series: xr.Dataset,
     ax: Axes | None = None,
@@ -404,7 +491,11 @@ def plot_drift(
     measure: str | None = None,
     comparison: str | None = None,
     run: str | None = None,
-    width: float = COLUMN,
+    cmap: str | Colormap | None = None,
+    title: str | None = None,
+    labels: Mapping[str, str] | None = None,
+    width: float | None = None,
+    style: StyleName | None = None,
 ) -> Axes:
     """Draw the drift, 1 - similarity to the reference or the distance from it, by depth, with a line for every point.
 
@@ -412,27 +503,29 @@ def plot_drift(
     depth networks have moved. Bands are 95 % intervals over samples.
 
     docs/figures.md has an example and its picture. Parameters, return value and errors are those of
-    `plot_trajectories`.
+    `plot_trajectories`; ``cmap`` and ``labels`` are for points.
     """
     at = select(series, measure, comparison, run)
     _check_any(at.points["similarity"], f"{at.measure}, {at.comparison}")
     own = ax is None
-    ax = make_axes(width, 0.62 * width) if ax is None else ax
+    ax = make_axes(column_width(width), 0.62 * column_width(width)) if ax is None else ax
     to = compared_with(series, at.comparison)
     most, label = drift_of(at.measure)
     style_axes(ax, "relative depth of the layer", escape_text(f"drift: {label}"))
     depth, count = at.points["depth"].values, at.points.sizes["point"]
     lines, bands = [], False
-    for k, colour in enumerate(ramp(count)):
+    for k, colour in enumerate(colours_of_lines(count, cmap)):
         point = at.points.isel(point=k)
         drift, low, high = (most - point[f"similarity{end}"].values for end in ("", "_high", "_low"))
-        lines += ax.plot(depth, drift, color=colour, linewidth=1.1, gid=f"point {k}", **_marks(len(depth)))
+        lines += ax.plot(depth, drift, color=colour, linewidth=stroke(1.1), gid=f"point {k}", **_marks(len(depth)))
         if np.isfinite(low).any():
             ax.fill_between(depth, low, high, color=colour, alpha=_shade(count), linewidth=0)
             bands = True
     ax.set_xlim(-0.03, 1.03)
     ax.axhline(0, color="0.6", linewidth=0.6, zorder=0)
-    name_lines(ax, lines, value_texts(at.values.tolist()), escape_text(series.attrs["axis"]))
+    what = "value of this series"
+    name_lines(ax, lines, value_texts(at.values.tolist()), escape_text(series.attrs["axis"]), labels, what=what)
+    set_title(ax, title)
     if own:
         finish_layout(
             ax.figure.figure, [f"{at.footnote} 0: equal to {escape_text(to)}.{' ' + _bands(series) if bands else ''}"]
@@ -455,7 +548,7 @@ def _shade(count: int) -> float:
 
 
 def _marks(count: int) -> dict[str, Any]:
-    return {"marker": "o", "markersize": 2.4} if count <= _FEW_POINTS else {}
+    return {"marker": "o", "markersize": mark(2.4)} if count <= _FEW_POINTS else {}
 
 
 def _limit(ax: Axes, values: NDArray[np.float64]) -> None:
@@ -478,5 +571,11 @@ def _layers_title(series: xr.Dataset) -> str:
     return "layer" if series.attrs["matched_by"] == "names" else "relative depth"
 
 
+def _run_namer(series: xr.Dataset, labels: Mapping[str, str] | None) -> Callable[[object], str]:
+    """Return a function from a run to its name: the caller's, or that of the series."""
+    own, shown = labels or {}, namer(labels, series["one_run"].values, "run of this series")
+    return lambda run: shown(run) if run in own else escape_text(run_name(series, str(run)))
+
+
 def _legend(ax: Axes, loc: Literal["best", "lower right", "upper right"] = "best") -> None:
-    ax.legend(fontsize=NOTE, frameon=False, loc=loc, handlelength=1.6, borderpad=0.2, labelspacing=0.35)
+    ax.legend(fontsize=legend_size(), frameon=False, loc=loc, handlelength=1.6, borderpad=0.2, labelspacing=0.35)

@@ -1,21 +1,23 @@
 """Select the part of a series that a figure draws, and draw what its figures have in common: axes and footnotes."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import xarray as xr
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import ListedColormap, Normalize
+from matplotlib.colors import Colormap, ListedColormap, Normalize, to_hex
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter
 from numpy.typing import NDArray
 
 from repsim.errors import InvalidInputError, UnknownNameError
-from repsim.figures.canvas import NOTE
+from repsim.figures.canvas import inches_of, namer, style_ticks
 from repsim.figures.lettering import escape_text, shorten, text_width
-from repsim.figures.scales import add_colour_bar, norm_and_colormap
+from repsim.figures.scales import ImageKeywords, ImageOptions, add_colour_bar, check_colour_map, draw_image
+from repsim.figures.styles import em, frame, ink, label_size, legend_size, note_size
 from repsim.presentation.scales import scale_of
 from repsim.presentation.series import (
     compared_with,
@@ -143,7 +145,7 @@ def set_axis_scale(ax: Axes, name: Literal["x", "y"], values: NDArray[np.float64
         set_scale("symlog", linthresh=least, linscale=0.6)
     else:
         ax.set(**{f"{name}scale": "log"})
-    ticks = log_ticks(least, most, series["value"].values, max(2, int(inches / _LOG_TICK[name])))
+    ticks = log_ticks(least, most, series["value"].values, max(2, int(inches / (_LOG_TICK[name] * em()))))
     axis.set_major_locator(FixedLocator([0.0, *ticks] if with_zero else ticks))
     axis.set_major_formatter(FuncFormatter(lambda value, _: value_texts([value])[0]))
     decades = 10.0 ** np.arange(np.floor(np.log10(least)), np.ceil(np.log10(most)))
@@ -151,7 +153,7 @@ def set_axis_scale(ax: Axes, name: Literal["x", "y"], values: NDArray[np.float64
     of_ten = all(np.isclose(np.log10(tick) % 1, 0) for tick in ticks)
     axis.set_minor_locator(FixedLocator(between[(between >= least) & (between <= most)].tolist() if of_ten else []))
     axis.set_minor_formatter(NullFormatter())
-    ax.tick_params(axis=name, which="minor", length=1.5, width=0.4)
+    ax.tick_params(axis=name, which="minor", length=1.5, width=frame(0.4))
     if with_zero:
         _mark_break(ax, name, least)
 
@@ -159,7 +161,7 @@ def set_axis_scale(ax: Axes, name: Literal["x", "y"], values: NDArray[np.float64
 def _mark_break(ax: Axes, name: str, least: float) -> None:
     """Mark the part of an axis that is linear, between 0 and the smallest positive value."""
     along = least / 2
-    style: dict[str, Any] = {"marker": [(-0.6, -1), (0.6, 1)], "markersize": 5, "color": "black", "linestyle": "none",
+    style: dict[str, Any] = {"marker": [(-0.6, -1), (0.6, 1)], "markersize": 5, "color": ink(), "linestyle": "none",
              "markeredgewidth": 0.7, "clip_on": False, "gid": "break"}  # fmt: skip
     if name == "x":
         ax.plot([along, along * 1.25], [0, 0], transform=ax.get_xaxis_transform(), **style)
@@ -167,23 +169,40 @@ def _mark_break(ax: Axes, name: str, least: float) -> None:
         ax.plot([0, 0], [along, along * 1.25], transform=ax.get_yaxis_transform(), **style)
 
 
-def name_lines(ax: Axes, lines: Sequence[Line2D], names: Sequence[str], title: str) -> None:
+def colours_of_lines(count: int, cmap: str | Colormap | None) -> list[str]:
+    """Return colours for an ordered set of lines: dark to bright, or of a colour map of the caller."""
+    if cmap is None:
+        return ramp(count)
+    check_colour_map(cmap)
+    chosen = colormaps[cmap] if isinstance(cmap, str) else cmap
+    return [to_hex(chosen(share)) for share in np.linspace(0, 1, count)]
+
+
+def name_lines(
+    ax: Axes,
+    lines: Sequence[Line2D],
+    names: Sequence[str],
+    title: str,
+    labels: Mapping[str, str] | None = None,
+    *,
+    what: str = "layer of this series",
+) -> None:
     """Name lines that are in a sequence: in a legend beside the axes, or by a colour bar if there are many."""
-    texts = shorten([escape_text(name) for name in names], _NAME, NOTE)
+    texts = shorten([*map(namer(labels, names, what), names)], _NAME * em(), legend_size())
     if len(lines) <= FEW_LINES:
         ax.legend(
-            list(reversed(lines)), list(reversed(texts)), title=title, fontsize=NOTE, title_fontsize=NOTE,
-            frameon=False, alignment="left", loc="upper left", bbox_to_anchor=(1.0, 1.04), handlelength=1.4,
-            borderpad=0.2, labelspacing=0.35,
+            list(reversed(lines)), list(reversed(texts)), title=title, fontsize=legend_size(),
+            title_fontsize=legend_size(), frameon=False, alignment="left", loc="upper left",
+            bbox_to_anchor=(1.0, 1.04), handlelength=1.4, borderpad=0.2, labelspacing=0.35,
         )  # fmt: skip
         return
-    colours = ScalarMappable(Normalize(0, len(lines) - 1), ListedColormap(ramp(len(lines))))
+    colours = ScalarMappable(Normalize(0, len(lines) - 1), ListedColormap([line.get_color() for line in lines]))
     bar = ax.figure.colorbar(colours, cax=ax.inset_axes((1.03, 0, 0.04, 1)))
     at = np.unique(np.linspace(0, len(lines) - 1, FEW_LINES // 2 + 1).round().astype(int))
     bar.set_ticks(at.tolist(), labels=[texts[k] for k in at])
-    bar.set_label(title, fontsize=NOTE)
-    bar.ax.tick_params(labelsize=NOTE, length=2.5, width=0.6)
-    bar.outline.set_linewidth(0.6)
+    bar.set_label(title, fontsize=legend_size())
+    style_ticks(bar.ax, legend_size())
+    bar.outline.set_linewidth(frame())
 
 
 def draw_table(
@@ -194,6 +213,7 @@ def draw_table(
     across: Sequence[str],
     up: Sequence[str],
     size: tuple[float, float],
+    image: ImageKeywords,
 ) -> None:
     """Draw a table as an image with a colour bar; rows upwards, with names of rows and columns.
 
@@ -209,27 +229,26 @@ def draw_table(
         Names of columns and rows; if there is no room for all, some are omitted.
     size : (float, float)
         Width and height of the axes in inches.
+    image : mapping
+        Keywords of images.
     """
-    scale = scale_of(table, range_of(measure))
-    norm, colours = norm_and_colormap(scale)
-    image = ax.imshow(table, cmap=colours, norm=norm, origin="lower", interpolation="nearest", aspect="auto")
+    scale, options = scale_of(table, range_of(measure)), ImageOptions(**image)
+    drawn = draw_image(ax, table, scale, options, aspect="auto")
     lines = [escape_text(label_of(measure))]
     if undefined := int(np.isnan(table).sum()):
         ax.patch.set(facecolor="0.85", edgecolor="0.45", hatch="//////", linewidth=0)
         lines.append(f"hatched: no value ({undefined} of {table.size})")
-    widest = max(text_width(name, NOTE) for name in across) / 72 + _TICK
-    for axis, names, inches, least in ((ax.xaxis, across, 0.8 * size[0], widest), (ax.yaxis, up, size[1], _ROW)):
+    small = note_size()
+    widest = max(text_width(name, small) for name in across) / 72 + _TICK
+    for axis, names, inches, least in (
+        (ax.xaxis, across, 0.8 * size[0], widest), (ax.yaxis, up, size[1], _ROW * em())
+    ):  # fmt: skip
         every = max(1, int(np.ceil(len(names) * least / inches)))
         at = list(range(0, len(names), every))
-        axis.set_ticks(at, shorten([escape_text(names[k]) for k in at], _NAME, NOTE))
+        axis.set_ticks(at, shorten([names[k] for k in at], _NAME * em(), small))
         axis.set_ticks(range(len(names)), minor=True)
-    ax.tick_params(labelsize=NOTE, length=2.5, width=0.6, pad=2)
-    ax.tick_params(which="minor", length=1.5, width=0.4)
-    ax.spines[:].set(linewidth=0.6, visible=True)
-    add_colour_bar(image, scale, lines, size[1], sizes=(NOTE, NOTE))
-
-
-def inches_of(ax: Axes) -> tuple[float, float]:
-    """Return the width and height of axes in inches."""
-    box = ax.get_window_extent().transformed(ax.figure.dpi_scale_trans.inverted())
-    return float(box.width), float(box.height)
+    style_ticks(ax)
+    ax.spines[:].set(linewidth=frame(), visible=True)
+    if options.cbar:
+        ends, sizes = options.ends(scale, table), (small, label_size())
+        add_colour_bar(drawn, lines, size[1], ends=ends, sizes=sizes)

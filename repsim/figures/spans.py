@@ -1,6 +1,7 @@
 """Draw how much every span of consecutive blocks changes the representation of a network."""
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Unpack
 
 import numpy as np
 import pandas as pd
@@ -8,9 +9,10 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
 from repsim.errors import Function, InvalidInputError, Remedy
-from repsim.figures.canvas import COLUMN, NOTE, finish_layout, make_axes, style_axes
+from repsim.figures.canvas import finish_layout, inches_of, make_axes, namer, room_of, set_title, style_axes
 from repsim.figures.lettering import escape_text, shorten
-from repsim.figures.scales import add_colour_bar, norm_and_colormap
+from repsim.figures.scales import ImageKeywords, ImageOptions, add_colour_bar, draw_image
+from repsim.figures.styles import StyleName, column_width, em, in_style, label_size, note_size, stroke
 from repsim.presentation.scales import declared, scale_of
 
 _CELL = 0.22  # inches: smallest height of a cell
@@ -18,7 +20,17 @@ _NAMES = 40
 """Largest number of first blocks that are all named; of more every second, third, ... is named."""
 
 
-def plot_spans(spans: pd.DataFrame, ax: Axes | None = None, *, width: float = COLUMN) -> Axes:
+@in_style
+def plot_spans(
+    spans: pd.DataFrame,
+    ax: Axes | None = None,
+    *,
+    title: str | None = None,
+    labels: Mapping[str, str] | None = None,
+    width: float | None = None,
+    style: StyleName | None = None,
+    **image: Unpack[ImageKeywords],
+) -> Axes:
     """Draw the similarity of the layers before and after every span, by first block and number of blocks.
 
     The most similar span of every number of blocks has a frame. The colours are those of heatmaps: they span the range
@@ -32,8 +44,14 @@ def plot_spans(spans: pd.DataFrame, ax: Axes | None = None, *, width: float = CO
         Table of `repsim.removable_spans`.
     ax : Axes, optional
         Axes to draw on; by default those of a new figure, with a footnote.
-    width : float
-        Width of a new figure in inches.
+    title : str, optional
+        Title of the axes.
+    labels : mapping of str to str, optional
+        Names to show for blocks.
+    width : float, optional
+        Width of a new figure in inches; by default one column.
+    style, **image
+        As in `repsim.heatmap`.
 
     Returns
     -------
@@ -54,22 +72,26 @@ def plot_spans(spans: pd.DataFrame, ax: Axes | None = None, *, width: float = CO
     rows, columns = spans["k"].map(lengths.index), spans["first"].map(blocks.index)
     values[rows, columns] = spans["similarity"]
     own = ax is None
-    axes = make_axes(width, max(1.2, _CELL * len(lengths))) if ax is None else ax
-    scale = scale_of(values, *declared(attrs))
-    norm, colours = norm_and_colormap(scale)
-    image = axes.imshow(values, norm=norm, cmap=colours, origin="lower", aspect="auto", interpolation="nearest")
+    axes = make_axes(column_width(width), em() * max(1.2, _CELL * len(lengths))) if ax is None else ax
+    scale, options = scale_of(values, *declared(attrs)), ImageOptions(**image)
+    drawn = draw_image(axes, values, scale, options, aspect="auto")
     for row, column in zip(rows[spans["best"]], columns[spans["best"]], strict=True):
-        axes.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, edgecolor="#0072B2", linewidth=1.6))
-    step, names = -(-len(blocks) // _NAMES), shorten([escape_text(name) for name in blocks], 1.2, NOTE)
+        axes.add_patch(
+            Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, edgecolor="#0072B2", linewidth=stroke(1.6))
+        )
+    step, names = (
+        -(-len(blocks) // _NAMES),
+        shorten([*map(namer(labels, blocks, "block of these spans"), blocks)], 1.2, note_size()),
+    )
     ticks = range(0, len(blocks), step)
     axes.set_xticks(ticks, [names[k] for k in ticks], rotation=90)
     axes.set_yticks(range(len(lengths)), [str(length) for length in lengths])
     style_axes(axes, "first block of the span", "blocks in the span")
-    box = axes.get_window_extent().transformed(axes.figure.dpi_scale_trans.inverted())
-    add_colour_bar(image, scale, [escape_text(attrs["label"])], box.height)
-    assert image.colorbar is not None
-    image.colorbar.ax.tick_params(labelsize=NOTE)
-    image.colorbar.ax.yaxis.label.set_fontsize(NOTE + 0.5)
+    if options.cbar:
+        height = room_of(axes)[1] if ax is not None else inches_of(axes)[1]
+        ends, sizes = options.ends(scale, values), (note_size(), label_size())
+        add_colour_bar(drawn, [escape_text(attrs["label"])], height, ends=ends, sizes=sizes)
+    set_title(axes, title)
     if own:
         finish_layout(
             axes.figure,  # type: ignore[arg-type]

@@ -241,7 +241,7 @@ larger ones."""
 _STACK = 2**25
 """Bytes of a stack of tiles: with all copies it stays in the cache of most processors, or nearly so."""
 _LEAST_SIDE = 192
-"""Side of a tile of many layers, whose stack does not stay in the cache: for smaller tiles, adding to the sums of single
+"""Side of a tile of many layers, whose stack does not stay in the cache: with smaller tiles, adding to the sums of
 samples takes longer than the products (600 layers, n = 1,000: 48 s with tiles of 118, 35 s with those of 236)."""
 _HELD = 2
 """Panels at once, at least."""

@@ -28,7 +28,8 @@ import repsim
 import repsim.extractors.zoo  # its networks become known to timm
 from repsim import figures
 from repsim.extractors import open_images
-from repsim.figures.canvas import COLOURS, MARKERS, NOTE, PAGE, finish_layout, make_figure, save, style_axes
+from repsim.figures.canvas import COLOURS, MARKERS, finish_layout, make_figure, save, style_axes
+from repsim.figures.styles import NOTE, PAGE
 from repsim.study.formatting import probability
 
 Numbers = dict[str, Any]

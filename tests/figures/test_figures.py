@@ -156,8 +156,10 @@ def test_dollars_are_no_formula() -> None:
 def test_colours_span_the_declared_range(attrs: dict[str, Any], limits: tuple[float, float]) -> None:
     data = result(m=attrs)["m"]
     data = data if "valid_range" in attrs and np.isfinite(attrs["valid_range"][1]) else data.copy(data=3 * data.values)
-    norm = heatmap(data).images[0].norm
-    assert (norm.vmin, norm.vmax) == pytest.approx(limits)
+    image = heatmap(data).images[0]
+    lowest = image.cmap(image.norm(limits[0]))
+    assert (image.norm.vmin, image.norm.vmax) == pytest.approx((max(limits[0], 0), limits[1]))  # none is below 0
+    assert (lightness(np.array(lowest)[:3]) < 0.05) == (attrs is not PROCRUSTES)  # small distances are bright
 
 
 def test_a_distance_starts_at_0_however_large_its_values() -> None:
@@ -202,7 +204,7 @@ def test_the_colour_bar_stops_below_the_lowest_value(lowest: float, shown: float
     bar = heatmap(result(1, 2)["cka"].copy(data=[[lowest, 0.5]])).images[0].colorbar
     assert bar is not None
     assert bar.ax.get_ylim() == pytest.approx((shown, 1.0))
-    assert bar.get_ticks()[-1] == 1.0
+    assert bar.get_ticks()[-1] == pytest.approx(1.0)
     assert bar.extend == "neither"
 
 
@@ -472,11 +474,12 @@ def test_vector_formats_keep_their_text(tmp_path: Path) -> None:
     assert b"/Type3" not in pdf
 
 
-def test_a_png_has_200_dots_an_inch(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("dpi", "dots"), [(None, 300), (150, 150)])
+def test_a_png_has_300_dots_an_inch(dpi: float | None, dots: int, tmp_path: Path) -> None:
     drawn = figure(result())
-    save(drawn, tmp_path / "a.PNG")
+    save(drawn, tmp_path / "a.PNG", dpi=dpi)
     width, height = np.frombuffer((tmp_path / "a.PNG").read_bytes()[16:24], ">u4")
-    assert (width, height) == pytest.approx(tuple(200 * drawn.get_size_inches()), abs=1)
+    assert (width, height) == pytest.approx(tuple(dots * drawn.get_size_inches()), abs=1)
 
 
 @pytest.mark.parametrize("name", ["a.jpg", "a", "a.html", ".png"])

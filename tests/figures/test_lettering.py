@@ -21,9 +21,9 @@ def _no_other_fonts(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Simulate a machine that has only matplotlib's default font."""
     own = [font for font in fontManager.ttflist if font.name == "DejaVu Sans"]
     monkeypatch.setattr(fontManager, "ttflist", own)
-    lettering._fallback_family.cache_clear()
+    lettering._family_with.cache_clear()
     yield
-    lettering._fallback_family.cache_clear()
+    lettering._family_with.cache_clear()
 
 
 def measured(rows: list[str], columns: list[str], model: str = "net") -> xr.DataArray:
