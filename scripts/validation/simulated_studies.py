@@ -48,6 +48,7 @@ class Network:
     layers: tuple[str, ...]
     """Names of the layers, which are the same for an untrained twin."""
     labels: None = None
+    pixels: None = None
     modality: str = ""
     checksum: str = ""
     sample_ids: tuple[str, ...] = ()
