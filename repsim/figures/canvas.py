@@ -324,8 +324,8 @@ def set_title(ax: Axes, title: str | None, size: float | None = None) -> None:
 
 def add_legend_above(ax: Axes, *args: Any, **options: Any) -> Legend:
     """Add a legend above axes, keep its room free from a title that may be set later, and return it."""
-    look = {"frameon": False, "borderpad": 0.1, "columnspacing": 0.8, "bbox_to_anchor": (-0.02, 1.0),
-            "loc": "lower left", "fontsize": legend_size()}  # fmt: skip
+    look: dict[str, Any] = {"frameon": False, "borderpad": 0.1, "columnspacing": 0.8, "bbox_to_anchor": (-0.02, 1.0),
+                            "loc": "lower left", "fontsize": legend_size()}  # fmt: skip
     inches = ax.figure.figure.get_figwidth() - _AXIS * em()
     for columns in range(options.pop("ncols", 1), 0, -1):
         legend = ax.legend(*args, ncols=columns, **(look | options))
@@ -397,11 +397,11 @@ def namer(labels: Mapping[str, str] | None, names: Iterable[object], what: str) 
     UnknownNameError
         If a label is for a name that the data do not have.
     """
-    labels, names = dict(labels or {}), list(dict.fromkeys(map(str, names)))
-    for name in labels:
-        if name not in names:
-            raise UnknownNameError(what, name, names)
-    return lambda name: escape_text(labels.get(str(name), name))
+    texts, originals = dict(labels or {}), list(dict.fromkeys(map(str, names)))
+    for name in texts:
+        if name not in originals:
+            raise UnknownNameError(what, name, originals)
+    return lambda name: escape_text(texts.get(str(name), name))
 
 
 def arrange(order: str | Sequence[str] | None, names: Sequence[str], values: Sequence[float], what: str) -> list[int]:
@@ -426,7 +426,8 @@ def arrange(order: str | Sequence[str] | None, names: Sequence[str], values: Seq
     if isinstance(order, str):
         if order != "value":
             raise InvalidInputError(f"expected order='value' or a sequence of names, got {order!r}")
-        return np.argsort(-np.nan_to_num(np.array(values, np.float64), nan=-np.inf), kind="stable").tolist()
+        numbers = np.nan_to_num(np.array(values, np.float64), nan=-np.inf)
+        return [int(k) for k in np.argsort(-numbers, kind="stable")]
     for name in order:
         if name not in names:
             raise UnknownNameError(what, name, list(names))

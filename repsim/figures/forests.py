@@ -343,7 +343,7 @@ def _draw_value(one: xr.Dataset, name: str, ax: Axes, row: int, look: dict[str, 
     """
     value, low, high, learned = (float(one[column]) for column in (name, f"{name}_low", f"{name}_high", "learned"))
     if not np.isnan(low):
-        ends = {"marker": "|", "markersize": mark(5.5), "markeredgewidth": stroke(0.9), "zorder": 3.5}
+        ends: dict[str, Any] = {"marker": "|", "markersize": mark(5.5), "markeredgewidth": stroke(0.9), "zorder": 3.5}
         ax.plot([low, high], [row, row], color=look["color"], linewidth=stroke(0.9), gid="interval", **ends)
     label = "split half" if name == "split_half" else "match on all samples"
     drawn: dict[str, Artist] = {

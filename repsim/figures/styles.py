@@ -97,7 +97,7 @@ def style_context(
     if style is not None and style not in STYLES:
         raise UnknownNameError("style of figures", style, list(STYLES))
     chosen = _current.get() if style is None else STYLES[style]
-    settings: dict[str, Any] = dict(STYLES[style].settings) if style is not None else {}
+    settings: dict[Any, Any] = dict(STYLES[style].settings) if style is not None else {}
     if size is not None:
         settings |= _sizes(0.9 * size, size)
     wanted = (font, *(ARIAL if font in ARIAL else ())) if font is not None else STYLES[style].fonts if style else ()
@@ -166,9 +166,11 @@ def points(size: float, setting: str) -> float:
     ...     points(6.5, "xtick.labelsize")
     12.0
     """
-    if all(mpl.rcParams[name] == mpl.rcParamsDefault[name] for name in ("font.size", setting)):
+    own: Mapping[Any, Any] = mpl.rcParams  # since matplotlib 3.11, its types accept literal names only
+    default: Mapping[Any, Any] = mpl.rcParamsDefault
+    if all(own[name] == default[name] for name in ("font.size", setting)):
         return size
-    return float(FontProperties(size=mpl.rcParams[setting]).get_size_in_points())
+    return float(FontProperties(size=own[setting]).get_size_in_points())
 
 
 def note_size() -> float:

@@ -16,7 +16,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.font_manager import fontManager
+from matplotlib.image import AxesImage
 from matplotlib.text import Text
+from numpy.typing import NDArray
 from PIL import Image
 
 from repsim import figures
@@ -66,6 +68,12 @@ def _with_arial(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def figure_of(drawn: Any) -> Figure:
     return drawn if isinstance(drawn, Figure) else drawn.figure.figure
+
+
+def drawn_values(image: AxesImage) -> NDArray[Any]:
+    values = image.get_array()
+    assert values is not None
+    return values
 
 
 def assert_inside(drawn: Figure) -> None:
@@ -139,12 +147,12 @@ def test_a_font_that_is_not_installed_is_reported(monkeypatch: pytest.MonkeyPatc
 
 
 def test_settings_of_matplotlib_count() -> None:
-    rc = {"font.size": 12, "font.family": "STIXGeneral", "lines.linewidth": 3.0, "axes.linewidth": 2.0}
+    rc: dict[Any, Any] = {"font.size": 12, "font.family": "STIXGeneral", "lines.linewidth": 3.0, "axes.linewidth": 2.0}
     with mpl.rc_context(rc):
         big = figures.plot_trajectories(SERIES)
         heat = figures.heatmap(PAIR)
     plain = figures.plot_trajectories(SERIES)
-    assert big.xaxis.label.get_fontsize() == 12 > plain.xaxis.label.get_fontsize()
+    assert big.xaxis.label.get_fontsize() == 12 > float(plain.xaxis.label.get_fontsize())
     assert heat.yaxis.label.get_fontsize() == 12
     for ax in (big, heat):
         assert_inside(figure_of(ax))  # ticks are made here, when the settings are others
@@ -235,8 +243,7 @@ def test_panels_of_a_grid_share_limits_that_are_set_later() -> None:
 def test_labels_are_not_cut_off_on_axes_of_the_user(size: tuple[float, float], rows: int) -> None:
     drawn = Figure(figsize=size, layout="constrained")
     FigureCanvasAgg(drawn)
-    axes = np.ravel(drawn.subplots(1, 2 if size[0] == 7 else 1))
-    for ax in axes:
+    for ax in drawn.subplots(1, 2 if size[0] == 7 else 1, squeeze=False).flat:
         figures.heatmap(result(rows, rows, models=("a_resnet_with_a_long_name", "vit"))["cka"], ax)
     assert_inside(drawn)
 
@@ -253,7 +260,7 @@ def test_every_image_takes_the_keywords_of_images(name: str) -> None:
     assert (image.get_cmap().name, image.get_clim(), image.get_alpha()) == ("viridis", (0.1, 0.4), 0.9)
     assert [text.get_text() for text in drawn.findobj(Text)].count("A title") == 1
     numbers = [text.get_text() for text in drawn.axes[0].texts if text.get_gid() == "number"]
-    values = np.ma.masked_invalid(image.get_array())
+    values = np.ma.masked_invalid(drawn_values(image))
     assert numbers == [f"{value:z.1f}" for value in values.compressed()]
     assert "Brighter" not in drawn.get_supxlabel()  # not so in other colours
     assert_inside(drawn)
@@ -319,7 +326,7 @@ def test_layers_are_drawn_in_the_order_of_the_user_with_their_matches() -> None:
 
 def test_the_matrix_is_symmetric_with_similar_models_beside_each_other() -> None:
     ax = figures.plot_models(STUDY, "cka", order="study")
-    table = np.ma.filled(ax.images[0].get_array(), np.nan)
+    table = np.ma.filled(drawn_values(ax.images[0]), np.nan)
     for pair, a, b in zip(STUDY["pair"].values, STUDY["pair_a"].values, STUDY["pair_b"].values, strict=True):
         i, j = list(MODELS).index(a), list(MODELS).index(b)
         value = float(STUDY["split_half"].sel(measure="cka", pair=pair))
@@ -394,7 +401,7 @@ def test_a_heatmap_has_a_footnote_and_names_its_measure_once() -> None:
 
 def test_eps_and_tiff_are_the_same_files_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     drawn = figure_of(figures.plot_trajectories(SERIES))
-    band = drawn.axes[0].collections[0]
+    band: Any = drawn.axes[0].collections[0]  # by its types, colours may be no array
     before = band.get_facecolor().tolist(), band.get_alpha()
     for name in "ab":
         for suffix in ("eps", "tiff"):

@@ -11,7 +11,7 @@ import pytest
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import rgb_to_hsv
+from matplotlib.colors import Normalize, rgb_to_hsv
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 from numpy.typing import NDArray
@@ -157,6 +157,7 @@ def test_colours_span_the_declared_range(attrs: dict[str, Any], limits: tuple[fl
     data = result(m=attrs)["m"]
     data = data if "valid_range" in attrs and np.isfinite(attrs["valid_range"][1]) else data.copy(data=3 * data.values)
     image = heatmap(data).images[0]
+    assert isinstance(image.norm, Normalize)
     lowest = image.cmap(image.norm(limits[0]))
     assert (image.norm.vmin, image.norm.vmax) == pytest.approx((max(limits[0], 0), limits[1]))  # none is below 0
     assert (lightness(np.array(lowest)[:3]) < 0.05) == (attrs is not PROCRUSTES)  # small distances are bright
