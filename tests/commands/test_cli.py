@@ -277,7 +277,9 @@ def test_the_demo_makes_what_it_says(tmp_path: Path) -> None:
         "study.nc",
         *(
             f"figures/{name}.png"
-            for name in ("heatmaps", "depths", "similarity", "pairs", "families", "shares", "map", "measures")
+            for name in (
+                "heatmaps", "depths", "similarity", "models", "pairs", "families", "shares", "map", "measures"
+            )
         ),
         "report.html",
     ]  # fmt: skip

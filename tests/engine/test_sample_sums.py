@@ -10,6 +10,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from repsim.engine import sample_sums
 from repsim.engine.sample_sums import Products, SampleSums
 from repsim.errors import InvalidInputError
 from repsim.metrics import get
@@ -299,7 +300,7 @@ def shared_sums(layers: Sequence[Array], sides: str, shares: Sequence[Any], **op
         SampleSums(rows, columns, cells=CELLS, subsets=SUBSETS, classes=Groups.of(CLASSES), **options) for _ in shares
     ]
     for part, of in zip(parts, np.array_split(np.arange(len(grams)), len(shares)), strict=True):
-        exchanged.append({int(k): part._sum_features(part.layers[k]) for k in of if k < len(part.layers)})
+        exchanged.append({int(k): part._sum_features(int(k)) for k in of if k < len(part.layers)})
     for rank, (part, share) in enumerate(zip(parts, shares, strict=True)):
         part.prepare(lambda _: exchanged, Ranks(rank, len(shares)).part)
         part.accumulate([part.order[k] for k in share], lambda: None)
@@ -341,6 +342,21 @@ def test_bits_do_not_depend_on_the_number_of_threads(rng: np.random.Generator, c
             results.append([*sums.state.values(), *(torch.from_numpy(sums.within(s).own) for s in range(3))])
     for others in results[1:]:
         assert all(map(torch.equal, results[0], others))
+
+
+@pytest.mark.parametrize("values", [1, 40, 100])
+def test_sums_of_few_layers_at_a_time_are_those_of_all(
+    rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch, values: int
+) -> None:
+    layers, options = layers_of(rng), {"panel": 7, "tile": 3}
+    whole = summed(layers, "equal", **options)
+    assert whole._runs_of_layers() == [range(5)]
+    monkeypatch.setattr(sample_sums, "CELL_SUMS", values)
+    few = summed(layers, "equal", **options)
+    assert len(few._runs_of_layers()) > 1
+    assert [k for run in few._runs_of_layers() for k in run] == [*range(len(few.layers))]
+    assert all(torch.equal(few.state[name], sums) for name, sums in whole.state.items())
+    np.testing.assert_array_equal(few.within(1).pairs, whole.within(1).pairs)
 
 
 def test_every_unit_is_a_step(rng: np.random.Generator) -> None:

@@ -180,7 +180,7 @@ def test_a_script_prints_its_table_and_writes_its_figure(
     numbers = laws["shared"].json.loads((tmp_path / "new" / "random_features.json").read_text())
     assert [row["pairs"] for row in numbers["rows"]] == [3, 2]
     with Image.open(tmp_path / "new" / "random_features.png") as image:
-        assert image.width == 660  # 3.3 inches, a column of a paper, at 200 dots per inch
+        assert image.width == 990  # 3.3 inches, a column of a paper, at 300 dots per inch
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
