@@ -11,11 +11,12 @@ whole numbers in float64, which adds results in float32 to them faster than conv
 import functools
 import math
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -80,8 +81,8 @@ class Tiles:
         return 1 if self.rows == self.columns else 2
 
 
-Work = Callable[[], list[tuple[str, Any, Sequence[Tensor]]]]
-"""Work of a thread; returns sums of pairs, and of each layer with itself, with their name and place in the sums."""
+Work = Callable[[], Iterable[tuple[str, Any, Sequence[Tensor]]]]
+"""Work of a thread; gives sums of pairs, and of each layer with itself, with their name and place in the sums."""
 
 
 class SampleSums(GramSweep):
@@ -159,6 +160,7 @@ class SampleSums(GramSweep):
         self._upper = torch.triu_indices(self.height, self.width, device=self._place) if self.square else None
         """Pairs whose sums of single samples are kept if the rows are the columns: half of all, by symmetry."""
         self._packing = None if self._upper is None else (self._upper[0] * self.width + self._upper[1]).to(self.device)
+        self._adding = Lock()
         self._spare: deque[Tensor] = deque()
         """Memory for the products of some rows of a tile that no thread uses now."""
         self._sums = self._empty_sums()
@@ -457,10 +459,14 @@ class SampleSums(GramSweep):
         return Tiles(i, j, kernels, transposed, differ)
 
     def _run(self, work: Sequence[Work]) -> None:
-        """Do work in threads, and add the sums that it returns."""
-        for sums in self._in_threads(lambda compute: compute(), work):
-            for name, place, values in sums:
-                self._add(name, place, values)
+        """Do work in threads, and add each of its sums as soon as it is there: as whole numbers, in any order."""
+
+        def add(sums_of: Work) -> None:
+            for name, place, values in sums_of():
+                with self._adding:
+                    self._add(name, place, values)
+
+        self._in_threads(add, work)
 
     def _make_tile(self, tiles: Tiles, sides: tuple[tuple[Panel, slice], tuple[Panel, slice]], k: int) -> list[Any]:
         """Compute the tile of one layer, also within classes, and transposed; all while it is in the cache.
@@ -503,20 +509,19 @@ class SampleSums(GramSweep):
             for rows in cut(side.stop - side.start, self._rows_at_once)
         ]
 
-        def add(name: str, stack: Tensor, first: int, rows: slice, cells: list[tuple[int, slice]]) -> list[Any]:
-            """Add the products of some rows to the sums of their samples; return their sums by pairs of cells."""
-            samples, sums = slice(first + rows.start, first + rows.stop), []
+        def add(name: str, stack: Tensor, first: int, rows: slice, cells: list[tuple[int, slice]]) -> Iterator[Any]:
+            """Add the products of some rows to the sums of their samples; yield their sums by pairs of cells."""
+            samples = slice(first + rows.start, first + rows.stop)
             per_unit, spare = self._per_unit(name, samples), self._spare_memory()
             for cell, columns in cells or [(-1, slice(None))]:
                 products = self._products_of_rows(stack[:, rows, columns].transpose(0, 1), spare)
                 for other, inside in self._cell_runs(samples) if cells else ():
                     of_cells = [tiles.weight * values[inside].sum(0, dtype=torch.float64) for values in products]
                     low, high = sorted((other, cell))
-                    sums.append((f"{name} of cells", high * (high + 1) // 2 + low, of_cells))
+                    yield f"{name} of cells", high * (high + 1) // 2 + low, of_cells
                 for whose, values in zip((name, f"own {name}"), products, strict=True):
                     self._sums[whose][samples] += values.mul_(per_unit).round_()
             self._spare.append(spare)
-            return sums
 
         return [partial(add, *task) for task in tasks]
 

@@ -274,7 +274,8 @@ def _peak(shape: StudyShape, design: Design, groups: Sequence[Group], *, kept: b
     held += shape.units * columns_of_study * (4 if shape.units * columns_of_study > SINGLE else 8)
     held += 8 * (shape.kinds + 2 * shape.conditions) * len(every) ** 2
     pairs_kept = of_block.rows * (of_block.rows + 1) // 2 if block.diagonal else of_block.rows * of_block.columns
-    held += 8 * cells * (cells + 1) // 2 * pairs_kept * shape.kinds
+    of_cells = cells * (cells + 1) // 2 + 2 * _MULTIPLYING  # those that threads add
+    held += 8 * of_cells * pairs_kept * (shape.kinds + 1)  # one kind is copied when it is evaluated
     held += 16 * (2 * shape.splits + 1) * of_block.rows * of_block.columns * bool(shape.classes)  # of class means
     held += 8 * n * layers * (2 * shape.splits + 4)  # of products with all samples and halves, norms, offsets
     sums = 8 * n * pairs_kept * shape.kinds
@@ -284,7 +285,7 @@ def _peak(shape: StudyShape, design: Design, groups: Sequence[Group], *, kept: b
     panels = (_HELD if kept else _HELD + 1) * of_panel
     # before the tiles are made: sums over cells and classes, exact ones of few layers, and means of one run of samples
     means = cells * max(1, shape.classes) * (shape.itemsize * features + 8 * _THREADS * max(every))
-    means += 2 * 8 * CELL_SUMS + 2**26 * bool(shape.classes)
+    means += 2 * 8 * min(CELL_SUMS, cells * max(1, shape.classes) * features) + 2**26 * bool(shape.classes)
     tile = tile_of(shape, layers, panel)
     stack = layers * tile**2 * shape.itemsize * (8 if shape.classes else 4)
     products = of_block.rows * of_block.columns  # of a row; `SampleSums` bounds those of a thread
