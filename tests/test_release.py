@@ -25,7 +25,7 @@ def test_the_readme_is_read_in_a_minute() -> None:
 def test_the_comparison_with_torch_cka_has_the_numbers_of_the_benchmarks() -> None:
     readme, benchmarks = ((ROOT / name).read_text() for name in ("README.md", "docs/benchmarks.md"))
     table = benchmarks.partition("### Comparison with torch-cka\n")[2].partition("###")[0]
-    measured = {float(number) for number in re.findall(r"(?<![\w.])\d[\d.]*(?:e-\d+)?(?![\w.])", table)}
+    measured = {float(number) for number in re.findall(r"(?<![\w.])\d+(?:\.\d+)?(?:e-\d+)?(?![\w])", table)}
     rows = [line for line in readme.partition("| torch_cka 0.21 |")[2].splitlines() if line.startswith("| n =")]
     named = [float(number) for row in rows for number in re.findall(r"([\d.]+) (?:s|MiB)", row)]
     assert len(named) == 12
