@@ -24,6 +24,7 @@ from repsim.engine.subsampling import (
     groups,
     interleaved,
     padded_width,
+    runs_of_layers,
 )
 from repsim.errors import InvalidInputError
 from repsim.metrics.algorithms.feature_space import MomentSweep
@@ -306,7 +307,7 @@ def _from_directions(
     assert Q is not None, "the caller has checked this"
     D = torch.cat([layer.features.loadings for layer in columns], 1)  # type: ignore[attr-defined]
     runs = []
-    for layers in _runs_of_layers([layer.p for layer in rows], max(1, _GATHERED // D.shape[1])):
+    for layers in runs_of_layers([layer.p for layer in rows], max(1, _GATHERED // D.shape[1])):
         of_run = rows[layers]
         loadings = torch.cat([layer.features.loadings for layer in of_run], 1)  # type: ignore[attr-defined]
         runs.append((loadings.T, _membership(of_run).to(Q)))
@@ -319,21 +320,6 @@ def _from_directions(
 
     values = _by_order(of_order, orders, Q.device, step)
     return _debiased_and_normalised(values, rows, columns, measure, orders)
-
-
-def _runs_of_layers(widths: Sequence[int], most: int) -> list[slice]:
-    """Cut layers into runs with at most so many features together, unless one has more.
-
-    >>> _runs_of_layers([3, 2, 9, 1, 1], 5)
-    [slice(0, 2, None), slice(2, 3, None), slice(3, 5, None)]
-    """
-    runs, start, total = [], 0, 0
-    for k, width in enumerate(widths):
-        if k > start and total + width > most:
-            runs.append(slice(start, k))
-            start, total = k, 0
-        total += width
-    return [*runs, slice(start, len(widths))]
 
 
 def _norm(layer: Gram, measure: GramMetric[Any]) -> float:

@@ -26,6 +26,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from repsim.engine.class_means import ClassMeans
+from repsim.engine.subsampling import runs_of_layers
 from repsim.errors import InvalidInputError
 from repsim.metrics.algorithms.gram_space import GramSweep, tile_side
 from repsim.metrics.algorithms.sweep import Sums
@@ -338,15 +339,8 @@ class SampleSums(GramSweep):
     def _runs_of_layers(self) -> list[range]:
         """Divide the layers into runs whose sums over cells and classes are in memory at once."""
         values = self._subsets.shape[1] * (1 if self._classes is None else self._classes.count)
-        runs, room = [range(0)], 0
-        for k, draw in enumerate(self.draws):
-            if runs[-1] and room < draw.p * values:
-                runs.append(range(k, k))
-            if not runs[-1]:
-                room = CELL_SUMS
-            room -= draw.p * values
-            runs[-1] = range(runs[-1].start, k + 1)
-        return runs
+        every = range(len(self.draws))
+        return [every[run] for run in runs_of_layers([draw.p * values for draw in self.draws], CELL_SUMS)]
 
     def _sum_features(self, k: int) -> Float64[Tensor, "cells classes p"]:
         layer, classes = self.layers[k], 1 if self._classes is None else self._classes.count

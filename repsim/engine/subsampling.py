@@ -226,6 +226,21 @@ def gather_chunks(count: int, numbers: int, like: Tensor) -> list[slice]:
     return list(cut(count, max(1, room // (numbers * like.element_size()))))
 
 
+def runs_of_layers(widths: Sequence[int], most: int) -> list[slice]:
+    """Cut layers into runs with at most so many features, or other values, together, unless one has more.
+
+    >>> runs_of_layers([3, 2, 9, 1, 1], 5)
+    [slice(0, 2, None), slice(2, 3, None), slice(3, 5, None)]
+    """
+    runs, start, total = [], 0, 0
+    for k, width in enumerate(widths):
+        if k > start and total + width > most:
+            runs.append(slice(start, k))
+            start, total = k, 0
+        total += width
+    return [*runs, slice(start, len(widths))]
+
+
 def groups(
     rows: int, columns: int, n: int, memory: int, size: Callable[[int, int, int], int]
 ) -> list[tuple[slice, slice]]:
