@@ -9,7 +9,6 @@ from typing import ClassVar, Literal, NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Float, Float64
-from scipy.integrate import trapezoid
 from torch import Tensor
 
 from repsim.errors import UndefinedValueError
@@ -94,7 +93,8 @@ def chance_alignment(x: Float64[Tensor, " r"], y: Float64[Tensor, " t"], n: int)
     log_z = np.log(a) + np.interp(np.log(h), np.log(h_of_b), np.log(b)) + np.log((1 - h) / h)
     heights = h * np.exp(-log_z / 2)
     ends = 2 * (heights[0] + heights[-1])  # below the grid h is proportional to z, above it h is constant
-    return (n - 1) / math.pi * float(trapezoid(heights, log_z) + ends)  # numpy 1 has another name for it
+    area = torch.trapezoid(torch.from_numpy(heights), torch.from_numpy(log_z))  # numpy 1 has another name for it
+    return (n - 1) / math.pi * (float(area) + float(ends))
 
 
 def _means(eigenvalues: Array, dimensions: int) -> tuple[Array, Array]:

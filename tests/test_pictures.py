@@ -631,7 +631,8 @@ def test_an_option_of_one_value_is_never_dropped(command: str, tmp_path: Path) -
         if getattr(option, "multiple", True) or getattr(option, "is_flag", False) or option.param_type_name != "option":
             continue
         flag = max(option.opts, key=len)
-        done = run(command, flag, "1", min(option.opts, key=len), "2")  # with both of its names
+        first, second = ["1"] * option.nargs, ["2"] * option.nargs
+        done = run(command, flag, *first, min(option.opts, key=len), *second)  # with both of its names
         assert done.exit_code == 2
         assert f"{flag} occurs 2 times, but takes one value" in done.stderr, done.stderr
 

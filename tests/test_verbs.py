@@ -347,7 +347,7 @@ def test_weights_may_be_a_path(tmp_path: Path) -> None:
 
 def test_earlier_keywords_warn_and_work(tmp_path: Path, four: list[Path]) -> None:
     both = repsim.compare(four[:2], metrics=["cka"])
-    message = r"compare\(known=\.\.\.\) is deprecated and will be removed in repsim 0\.3\.0; write out="
+    message = r"compare\(known=\.\.\.\) is deprecated and will be removed in repsim 2\.0\.0; write out="
     with pytest.warns(DeprecationWarning, match=message):
         grown = repsim.compare(four[:3], known=both)  # type: ignore[call-arg]
     xr.testing.assert_allclose(grown, repsim.compare(four[:3], metrics=["cka"]))
@@ -358,7 +358,7 @@ def test_earlier_keywords_warn_and_work(tmp_path: Path, four: list[Path]) -> Non
     assert result.attrs["command"] == "by hand"
     steps: list[str] = []
     settings: dict[str, Any] = {"steps": steps.append, "untrained": 0, "folder": tmp_path, "command": "x"}
-    with pytest.warns(DeprecationWarning, match=r"will be removed in repsim 0\.3\.0") as warned:
+    with pytest.warns(DeprecationWarning, match=r"will be removed in repsim 2\.0\.0") as warned:
         study = repsim.universality(four, ["cka"], permutations=19, **settings)
     assert [str(w.message).split("(")[1].split("=")[0] for w in warned] == ["steps", "untrained", "folder", "command"]
     assert steps
