@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from repsim.errors import Argument, InvalidInputError, Remedy, UnknownNameError
 from repsim.extractors import torchvision_models, transformers_models
 from repsim.extractors.base import Extractor
-from repsim.extractors.families import family_by_name, family_of_transformer
+from repsim.extractors.families import family_in
 from repsim.extractors.modules import ModuleExtractor
 from repsim.extractors.options import Choices, ModelOptions
 from repsim.extractors.preparation import Preparation, prepare_samples
@@ -213,22 +213,19 @@ def preprocessing_of(model: str, weights: str = "pretrained", **choices: Unpack[
     return timm_preprocessing(config.to_dict()).key if config else None
 
 
-def family_of(architecture: str) -> str | None:
-    """Return the family of an architecture of timm, torchvision or transformers (`repsim.extractors.families`).
+def library_of(architecture: str) -> str | None:
+    """Return which of timm, torchvision and transformers defines an architecture.
 
-    None if none of them defines it: a network of the embedded zoo, or a torch module, is a family of its own.
+    None if none of them does: a network of the embedded zoo, or a torch module, is a family of its own.
 
-    >>> family_of("resnet50"), family_of("vit_base_patch16_224"), family_of("vit_b_16"), family_of("digits_vit")
-    ('resnet', 'vit', 'vit', None)
-    >>> family_of("roberta-12x768"), family_of("gpt2-12x768"), family_of("clip_vision-12x768")
-    ('bert', 'gpt2', 'vit')
+    >>> library_of("resnet50"), library_of("vit_b_16"), library_of("gpt2-12x768"), library_of("digits_vit")
+    ('timm', 'torchvision', 'transformers', None)
     """
     if timm.is_model(architecture):
-        ours = timm.model_entrypoint(architecture).__module__.startswith("timm.")
-        return family_by_name(architecture) if ours else None
+        return "timm" if timm.model_entrypoint(architecture).__module__.startswith("timm.") else None
     if architecture in torchvision_models.names():
-        return family_by_name(architecture)
-    return family_of_transformer(architecture)
+        return "torchvision"
+    return "transformers" if family_in("transformers", architecture) else None
 
 
 def _entry_point(model: str) -> EntryPoint | None:

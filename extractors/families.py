@@ -45,6 +45,21 @@ _RULES = tuple(
 )
 
 
+def family_in(library: str | None, architecture: str) -> str | None:
+    """Return the family of an architecture that timm, torchvision or transformers defines.
+
+    None for the architecture of any other library, which is a family of its own.
+
+    >>> family_in("timm", "vit_base_patch16_224"), family_in("torchvision", "vit_b_16"), family_in(None, "vit_mine")
+    ('vit', 'vit', None)
+    >>> family_in("transformers", "roberta-12x768"), family_in("transformers", "clip_vision-12x768")
+    ('bert', 'vit')
+    """
+    if library in {"timm", "torchvision"}:
+        return family_by_name(architecture)
+    return family_of_transformer(architecture) if library == "transformers" else None
+
+
 def family_by_name(architecture: str) -> str:
     """Return the family of an architecture: that of the first rule for its name, or the first letters of the name.
 

@@ -26,6 +26,7 @@ from repsim.errors import Argument, ImageError, InvalidInputError, OutputError, 
 from repsim.extraction.options import DType
 from repsim.extractors import Batch, Extractor, ImageSource, Stream
 from repsim.extractors.classification import Classes, classes_of_outputs
+from repsim.extractors.factory import library_of
 from repsim.extractors.loading import stream_together
 from repsim.extractors.modules import ModuleExtractor
 from repsim.extractors.readouts import get_several
@@ -427,7 +428,10 @@ class Extraction:
     def provenance(self) -> dict[str, Any]:
         """Return everything that determines the values, and what the user states, as JSON values."""
         axes = {ENTRY: check_axes(self.axes)} if self.axes else {}
-        return {**as_json(self.stated, "provenance"), **self._recorded(), **axes}
+        entries = {**as_json(self.stated, "provenance"), **self._recorded(), **axes}
+        if "architecture" in entries:  # studies, which need it for families, would have to import timm
+            entries.setdefault("library", library_of(str(entries["architecture"])))
+        return entries
 
     def _recorded(self) -> dict[str, Any]:
         return {

@@ -15,7 +15,9 @@ from repsim.labels import CONTROLS, INPUT, OTHER_CONTENTS, OTHER_PICTURES, Layer
 
 FORMAT = "repsim-activations"
 VERSION = 3
-_NO_SETTINGS = frozenset({"command", "computed", "groups", "left_out", "labels", "max_pixels", "repsim_version"})
+_NO_SETTINGS = frozenset(
+    {"command", "computed", "groups", "left_out", "labels", "library", "max_pixels", "repsim_version"}
+)
 """Entries of the provenance that do not affect values. The labels and groups themselves are compared, not
 their source."""
 Array = NDArray[Any]

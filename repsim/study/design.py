@@ -12,6 +12,7 @@ from itertools import combinations, product
 from typing import Literal
 
 from repsim.errors import Argument, InvalidInputError, Remedy
+from repsim.extractors.families import family_in
 from repsim.extractors.samples.group_files import GroupsOfPictures
 from repsim.labels import SampleIds, noun_of
 from repsim.metrics.recipes.groups import Groups
@@ -265,9 +266,13 @@ def design(
 def _family(store: ActivationStore) -> str:
     """Return the family that follows from the architecture; its name is one that `_check_name` accepts."""
     member = Member(store, "", "")
-    from repsim.extractors.factory import family_of  # noqa: PLC0415 - timm takes seconds; a series needs no models
+    if "library" in store.provenance:
+        library = store.provenance["library"]
+    else:
+        from repsim.extractors.factory import library_of  # noqa: PLC0415 - timm takes seconds
 
-    name = (family_of(member.architecture) or member.architecture).strip() or member.name.strip()
+        library = library_of(member.architecture)
+    name = (family_in(library, member.architecture) or member.architecture).strip() or member.name.strip()
     if _is_ambiguous(name):
         name = "-".join(name.split())
     return "family universal" if name.lower() == "universal" else name

@@ -120,7 +120,7 @@ def _two(folder: Path, n: int) -> list[Path]:
             keys = {LayerKey(name, layer, "given"): p for layer, p in widths.items()}
             keys[LayerKey(name, "input", "pixels")] = pixels.shape[1]
             specs = tuple(ArraySpec(key, (p,)) for key, p in keys.items())
-            provenance = {"extractor": "given", "architecture": model, "weights": weights}
+            provenance = {"extractor": "given", "architecture": model, "library": "timm", "weights": weights}
             contents = Contents(specs, SampleIds(tuple(map(str, range(n)))), "made", provenance, labels=labels)
             with StoreWriter(path, contents) as writer:
                 for rows, layers in runs(widths, n, seed + (10 if weights == "random" else 0)):

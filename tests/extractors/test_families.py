@@ -4,8 +4,8 @@ import pytest
 import timm
 
 from repsim.extractors import torchvision_models
-from repsim.extractors.factory import family_of
-from repsim.extractors.families import family_by_name
+from repsim.extractors.factory import library_of
+from repsim.extractors.families import family_by_name, family_in
 
 NAMES = {
     "resnet": "resnet50 resnet18d resnext50_32x4d wide_resnet50_2 seresnet50 ecaresnet50t resnetv2_50x1_bit "
@@ -50,7 +50,7 @@ def test_family_of_an_architecture(family: str, name: str) -> None:
 def test_every_architecture_of_the_libraries_has_a_family() -> None:
     of_timm = [name for name in timm.list_models() if timm.model_entrypoint(name).__module__.startswith("timm.")]
     names = of_timm + torchvision_models.names()  # without models that a test has registered
-    families = {name: family_of(name) for name in names}
+    families = {name: family_in(library_of(name), name) for name in names}
     assert None not in families.values()
     assert 80 < len(set(families.values())) < 130  # neither all in one nor each its own
     letters = {name for name, family in families.items() if not family or len(family) < 3}
@@ -58,5 +58,6 @@ def test_every_architecture_of_the_libraries_has_a_family() -> None:
 
 
 def test_networks_that_no_library_defines_have_no_family() -> None:
-    assert family_of("digits_resnet") is None
-    assert family_of("mynet") is None
+    assert library_of("digits_resnet") is None
+    assert library_of("mynet") is None
+    assert family_in(None, "resnet50") is None

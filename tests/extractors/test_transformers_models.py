@@ -16,7 +16,8 @@ from safetensors.torch import load_file, save_file
 import repsim
 from repsim.errors import InvalidArgumentError, InvalidInputError, UnknownNameError, WeightsError
 from repsim.extractors import Stream, open_images
-from repsim.extractors.factory import check_name, family_of, make_extractor, store_name
+from repsim.extractors.factory import check_name, library_of, make_extractor, store_name
+from repsim.extractors.families import family_in
 from repsim.extractors.modules import ModuleExtractor
 from repsim.extractors.options import ModelOptions
 from repsim.extractors.preparation import Preparation
@@ -456,11 +457,10 @@ def test_the_provenance_says_what_was_read(folder: Folder) -> None:
 
 
 def test_architectures_have_families() -> None:
-    assert [family_of(name) for name in ("bert-6x384", "roberta-12x768", "gpt2-12x768", "t5-6x512")] == [
-        "bert", "bert", "gpt2", "t5",
-    ]  # fmt: skip
-    assert family_of("clip_text-12x512") == "clip_text"
-    assert family_of("dinov2-12x384") == family_of("vit_small_patch14_dinov2") == "vit"
+    names = ("bert-6x384", "roberta-12x768", "gpt2-12x768", "t5-6x512", "clip_text-12x512", "dinov2-12x384")
+    assert {library_of(name) for name in names} == {"transformers"}
+    assert [family_in("transformers", name) for name in names] == ["bert", "bert", "gpt2", "t5", "clip_text", "vit"]
+    assert family_in("timm", "vit_small_patch14_dinov2") == "vit"
 
 
 def test_nothing_is_printed(folder: Folder, capfd: pytest.CaptureFixture[str]) -> None:

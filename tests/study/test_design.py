@@ -1,5 +1,7 @@
 """Study designs: families from the modules of timm and torchvision or by hand, seeds, relations of pairs."""
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -250,3 +252,33 @@ def test_default_names_of_families_are_never_ambiguous(make_store: StoreMaker, a
     built = design([make_store("mine-seed7", provenance={"architecture": architecture})])
     assert [member.family for member in built.trained] == [family]
     assert family == "x" or "x" not in family.split()
+
+
+@pytest.mark.parametrize(
+    ("library", "architecture", "family"),
+    [
+        ("timm", "resnext50_32x4d", "resnet"), ("torchvision", "vit_b_16", "vit"), ("transformers", "t5-2x16", "t5"),
+        (None, "resnet50", "resnet50"),  # registered by the user
+    ],
+)  # fmt: skip
+def test_families_of_stores_that_say_which_library_defines_their_model(
+    make_store: StoreMaker, library: str | None, architecture: str, family: str
+) -> None:
+    built = design([make_store("net", provenance={"architecture": architecture, "library": library})])
+    assert [member.family for member in built.trained] == [family]
+
+
+@pytest.mark.slow
+def test_the_design_of_extracted_networks_imports_no_library_of_models(tmp_path: Path) -> None:
+    """Timm takes 200 MiB and three seconds."""
+    weights = ["random", "pretrained"]
+    stores = extract(["test_resnet", "digits_vit.seed0"], "digits", tmp_path, weights=weights, limit=20)
+    program = f"""
+import sys
+from repsim.stores.store import open_store
+from repsim.study.design import design
+built = design([open_store(path) for path in {[str(store.path) for store in stores]}])
+print(*(member.family for member in built.members), "timm" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["digits_vit", "resnet", "False"]
