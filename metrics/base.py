@@ -472,6 +472,9 @@ class GramMetric(_SummedMetric[F]):
 class MomentMetric(_SummedMetric[F]):
     """Metric based on the cross-moments X'Y of two prepared layers. Its recipe makes a `MomentFactor`."""
 
+    constant_if_spanned: ClassVar[bool] = False
+    """Whether `moment` computes nothing for a layer that spans the whole sample space; the planner uses it."""
+
     @property
     def algorithms(self) -> tuple[Algorithm, ...]:
         """Feature space."""

@@ -84,6 +84,7 @@ class CCA(SubspaceMetric):
     title: ClassVar[str] = "CCA"
     formula: ClassVar[str] = "mean rho_i or mean rho_i^2, rho = svd(Q_X' Q_Y)"
     citation: ClassVar[str] = "Hotelling 1936; Kornblith et al. 2019 (R^2)"
+    constant_if_spanned: ClassVar[bool] = True
     question: ClassVar[str] = "Do two layers span the same directions, however much variance each direction has?"
     needs: ClassVar[str] = "5 times the larger rank for R^2 (20 times for rho); otherwise chance alone exceeds 0.2"
     others: ClassVar[Mapping[str, str]] = {
@@ -327,6 +328,7 @@ class PWCCA(SubspaceMetric):
     title: ClassVar[str] = "PWCCA"
     formula: ClassVar[str] = "sum_i a_i rho_i / sum_i a_i, a_i = sum_j |<h_i, x_j>|"
     citation: ClassVar[str] = "Morcos et al. 2018"
+    constant_if_spanned: ClassVar[bool] = True
     question: ClassVar[str] = (
         "Do two layers span the same directions, each weighted by the share of one layer that it accounts for?"
     )

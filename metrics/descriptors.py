@@ -151,7 +151,7 @@ class Concentricity(_OneNumber):
     @override
     def cost(self, layer: LayerSize) -> Cost:
         """Return the cost of the lengths, and of products with the mean."""
-        return Cost(touched=2.0 * layer.n * layer.p, calls=200)
+        return Cost(touched=2.0 * layer.n * layer.p, calls=60)
 
     def __call__(self, x: Float[Tensor, "n p"]) -> Statistic:
         """Compute the statistic of one layer."""
@@ -225,7 +225,7 @@ class Uniformity(_OneNumber):
     def cost(self, layer: LayerSize) -> Cost:
         """Return the cost of half of all squared distances, and of their exponentials."""
         n, p = layer.n, layer.p
-        return Cost.of_products(1.0 * n * n * p, layer.itemsize) + Cost(touched=2.5 * n * n + 4.0 * n * p, calls=200)
+        return Cost.of_products(1.0 * n * n * p, layer.itemsize) + Cost(touched=2.5 * n * n + 4.0 * n * p, calls=120)
 
     def __call__(self, x: Float[Tensor, "n p"]) -> Statistic:
         """Compute the statistic of one layer."""

@@ -76,7 +76,7 @@ class NeighbourMetric(PairMetric[Neighbours], ABC):
     @override
     def pair_cost(self, n: int, p: int, q: int) -> Cost:
         """Return the cost of looking up n k neighbours."""
-        return Cost(touched=2.0 * n * self.k, calls=40)
+        return Cost(touched=2.0 * n * self.k, calls=20)
 
     def look_up(self, a: Neighbours, others: Sequence[Neighbours]) -> Sequence[Tensor]:
         """Return what `compare` needs for each of the other layers: the ranks of its neighbours among those of a."""
@@ -378,7 +378,7 @@ class SecondOrderCosine(NeighbourMetric):
 
     def pair_cost(self, n: int, p: int, q: int) -> Cost:
         """Return the cost of the distances to the neighbours in the other layer."""
-        return Cost(touched=0.45 * n * self.k * (p + q), calls=100)
+        return Cost(touched=1.2 * n * self.k * (p + q), calls=100)
 
     def compare(self, a: Neighbours, b: Neighbours, ranks: Int64[Tensor, "n k"]) -> Tensor:
         """Compare the distances to the union of the neighbours in both layers."""
@@ -460,7 +460,7 @@ class CKNNA(NeighbourMetric):
     @override
     def pair_cost(self, n: int, p: int, q: int) -> Cost:
         """Return the cost of several passes over n k neighbours."""
-        return Cost(touched=55.0 * n * self.k, calls=250)
+        return Cost(touched=55.0 * n * self.k, calls=120)
 
     def compare(self, a: Neighbours, b: Neighbours, ranks: Int64[Tensor, "n k"]) -> Tensor:
         """Return the value from the edges that both graphs have; the norm of each layer is computed once."""
@@ -527,7 +527,7 @@ class CycleKNN(NeighbourMetric):
     @override
     def pair_cost(self, n: int, p: int, q: int) -> Cost:
         """Return the cost of several passes over n k neighbours."""
-        return Cost(touched=55.0 * n * self.k, calls=90)
+        return Cost(touched=55.0 * n * self.k, calls=40)
 
     @override
     def samples_needed(self, p: int, q: int) -> int:

@@ -5,6 +5,7 @@ from abc import abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal, NamedTuple
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -88,8 +89,13 @@ def chance_alignment(x: Float64[Tensor, " r"], y: Float64[Tensor, " t"], n: int)
     >>> round(chance_alignment(white, white, 51), 4)  # both span the whole sample space
     1.0
     """
-    few, many = sorted((side.cpu().numpy() for side in (x, y)), key=len)
-    (a, h), (b, h_of_b) = (_means(spectrum, n - 1) for spectrum in (few, many))
+    few, many = sorted((x, y), key=len)
+    return _mean_alignment(_means(few, n - 1), _means(many, n - 1), n)
+
+
+def _mean_alignment(few: "Means", many: "Means", n: int) -> float:
+    """Return `chance_alignment` of two spectra, of which ``few`` has no more eigenvalues than ``many``."""
+    (a, h), (b, h_of_b) = few, many
     log_z = np.log(a) + np.interp(np.log(h), np.log(h_of_b), np.log(b)) + np.log((1 - h) / h)
     heights = h * np.exp(-log_z / 2)
     ends = 2 * (heights[0] + heights[-1])  # below the grid h is proportional to z, above it h is constant
@@ -97,10 +103,27 @@ def chance_alignment(x: Float64[Tensor, " r"], y: Float64[Tensor, " t"], n: int)
     return (n - 1) / math.pi * (float(area) + float(ends))
 
 
-def _means(eigenvalues: Array, dimensions: int) -> tuple[Array, Array]:
-    """Return a grid of a, and h(a) on it."""
+class Means(NamedTuple):
+    """Function h of a spectrum on a grid."""
+
+    a: Array
+    h: Array
+
+
+def _means(spectrum: Float64[Tensor, " r"], dimensions: int) -> Means:
+    eigenvalues = spectrum.cpu().numpy()
     a = np.geomspace(1e-8, 1e8, 2000) / eigenvalues.max()
-    return a, sum(a * value / (1 + a * value) for value in eigenvalues) / dimensions
+    return Means(a, sum(a * value / (1 + a * value) for value in eigenvalues) / dimensions)
+
+
+_MEANS: WeakKeyDictionary[Subspace, Means] = WeakKeyDictionary()
+
+
+def _means_of(layer: Subspace) -> Means:
+    """Return the means of a layer, computed once for all pairs."""
+    if layer not in _MEANS:
+        _MEANS[layer] = _means(layer.shares, layer.n - 1)
+    return _MEANS[layer]
 
 
 class Fit(NamedTuple):
@@ -167,7 +190,8 @@ class ShapeMetric(SubspaceMetric):
         """Return the chance level: approximately the value at the mean of ||X^'Y^||_* over permutations, from the free
         convolution of the two spectra.
         """
-        gap = torch.tensor(1 - chance_alignment(a.shares, b.shares, a.n), dtype=torch.float64)
+        few, many = sorted((a, b), key=lambda layer: layer.rank)
+        gap = torch.tensor(1 - _mean_alignment(_means_of(few), _means_of(many), a.n), dtype=torch.float64)
         return Chance(float(self.value_of(Fit(gap, a.norm, b.norm))), exact=False)
 
     def caution(self, a: Subspace, b: Subspace) -> str | None:

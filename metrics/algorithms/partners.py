@@ -112,9 +112,9 @@ def _candidates(gains: Float[Tensor, "p q"]) -> Bool[Tensor, "p q"]:
 def cost_of_assignment(p: int, q: int) -> Cost:
     """Return the approximate cost of `best_partners`, as measured on correlations of layers."""
     short, long = sorted((p, q))
-    return Cost(touched=2.5 * short * long + 0.005 * short * short * long)
+    return Cost(touched=6.0 * short * long + 0.012 * short * short * long)
 
 
 def cost_of_transport(p: int, q: int) -> Cost:
     """Return the approximate cost of `best_transport`, as measured on correlations of layers."""
-    return Cost(touched=10.0 * p * q + 1.5 * (p + q) ** 2)
+    return Cost(touched=30.0 * p * q + 4.0 * (p + q) ** 2)

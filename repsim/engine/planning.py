@@ -40,10 +40,10 @@ from repsim.runtime.progress import Progress, Step, expect
 from repsim.runtime.tuning import Tuning
 
 # Calls of functions on small arrays, which take most of the time of small comparisons
-_CALLS_OF_LAYER = 250
+_CALLS_OF_LAYER = 150
 _CALLS_OF_PRODUCT = 40
-_CALLS_OF_VALUE = 20
-_CALLS_OF_RESULT = 5000
+_CALLS_OF_VALUE = 10
+_CALLS_OF_RESULT = 4000
 
 
 @dataclass(frozen=True)
@@ -375,7 +375,9 @@ def _feature_space(stage: Stage, n: int, widths: list[int], itemsize: int, free:
     cost += Cost(summed=1.0 * products, added=products * max(0.0, n / chunk - 1), calls=_CALLS_OF_PRODUCT * len(pairs))
     for (p, q), times in Counter((widths[u], widths[v]) for u, v in pairs).items():
         # measures of equal cost compute the same from the products, and share it
-        cost += times * sum({metric.moment_cost(p, q) for metric in metrics}, NOTHING)
+        spanned = max(p, q) >= n - 1
+        costs = {metric.moment_cost(p, q) for metric in metrics if not (spanned and metric.constant_if_spanned)}
+        cost += times * sum(costs, NOTHING)
     memory = min(room, 8 * products) + largest
     if not stage.kept:
         layers_of_units = [sorted({u for pair in unit for u in pair}) for unit in units]

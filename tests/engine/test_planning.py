@@ -161,6 +161,15 @@ def test_the_cost_of_a_decomposition() -> None:
     assert wide.cost.flop32 == 2 * 200 * 199**2
 
 
+def test_canonical_correlations_with_a_whole_sample_space_cost_nothing() -> None:
+    def decomposed(*widths: int, measure: str = "cca") -> float:
+        return only(net("a", [widths[0]]), net("b", [widths[1]]), 200, measure).comparing.decomposed
+
+    assert decomposed(100, 900) == decomposed(900, 900) == decomposed(900, 100, measure="pwcca") == 0
+    assert decomposed(100, 198) > 0
+    assert decomposed(900, 900, measure="nuclear") > 0
+
+
 def test_the_cost_of_an_rbf_kernel_and_of_minibatches() -> None:
     a, n = net("a", [50]), 4096
     linear = only(a, a, n, "cka:estimator=minibatch,batch=256")

@@ -322,6 +322,8 @@ def test_chance_of_shapes_over_permutations(n: int, p: int, q: int) -> None:
     orders = [torch.from_numpy(rng.permutation(n)) for _ in range(20)]
     values = np.mean([Nuclear().pair(a, b.permuted(order)) for order in orders])
     assert Nuclear().chance(a, b).mean == pytest.approx(values, rel=0.02)
+    assert Nuclear().chance(a, b) == Nuclear().chance(b, a)
+    assert Nuclear().chance(a, b).mean == pytest.approx(chance_alignment(a.shares, b.shares, n), rel=1e-12)
 
 
 def test_chance_of_white_layers() -> None:
