@@ -58,8 +58,10 @@ napoleon_use_rtype = False
 napoleon_use_ivar = True
 
 
-def outside(_: Sphinx, __: str, text: list[str]) -> None:
+def outside(_: Sphinx, page: str, text: list[str]) -> None:
     """Point links to files outside docs/ to the copied notebooks or to the repository; name those without address."""
+    if page.startswith("recipes/"):
+        return  # links to ../ are to other pages
     text[0] = re.sub(r"\]\(\.\./(examples/[^)\s]+\.ipynb)", r"](\1", text[0])
     link = rf"[\1]({SOURCES}/blob/main/\2)" if SOURCES else r"\1 (`\2` in the repository)"
     text[0] = re.sub(r"\[([^\]]+)\]\(\.\./([^)\s]+)\)", link, text[0])

@@ -51,6 +51,7 @@ from tests.series_example import training
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+RECIPES = sorted((ROOT / "docs" / "recipes").glob("*.md"))
 REASONS = {
     "installs": "it changes the environment, or needs the network",
     "long": "it takes minutes",
@@ -101,7 +102,9 @@ def blocks(page: Path) -> list[Block]:
 TESTED_ELSEWHERE = {"metrics"}
 """Pages with examples from docstrings (tests/scripts/test_metrics_docs.py), which run as doctests."""
 EXAMPLES = [
-    page for page in PAGES if page.stem not in TESTED_ELSEWHERE and any(block.is_example for block in blocks(page))
+    page
+    for page in [*PAGES, *RECIPES]
+    if page.stem not in TESTED_ELSEWHERE and any(block.is_example for block in blocks(page))
 ]
 
 
@@ -378,6 +381,22 @@ def test_links_of_the_pages_that_are_not_on_the_site() -> None:
     for page in (ROOT / "docs").glob("*.md"):
         for target in re.findall(r"\]\((\.\./[^)#]+)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_recipes_are_listed_with_their_pictures() -> None:
+    """A recipe draws the picture that it shows, and ends with what its result does not say."""
+    index = (ROOT / "docs" / "recipes" / "index.md").read_text()
+    for page in RECIPES:
+        text = page.read_text()
+        for target in re.findall(r"\]\((?!https?:)([^)#]+)", FENCE.sub("", text)):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
+        if page.stem != "index":
+            assert f"]({page.name})" in index, page.name
+            assert f"\n{page.stem}\n" in index.partition("{toctree}")[2], page.name
+            assert re.findall(r"!\[.+\]\((.+)\)", text) == [f"{page.stem}.png"], page.name
+            assert f'"{page.stem}.png"' in text.partition("![")[0], page.name
+            assert (page.parent / f"{page.stem}.png").stat().st_size < 300_000, page.name
+            assert "\n## What it does not say\n\n- " in text, page.name
 
 
 def test_the_reference_names_every_public_module() -> None:
