@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 from repsim import metrics as registry
 from repsim.engine.comparison import compare
 from repsim.engine.resampling import leave_one_out, subsampled
+from repsim.engine.uncertainty import jackknife
 from repsim.errors import Argument, InvalidInputError, Remedy
 from repsim.metrics.base import GramMetric, Metric
 from repsim.stores.opening import StoreLike
 from repsim.stores.store import ActivationStore, open_store
-from repsim.study.uncertainty import jackknife
 
 WARNING = (
     "a high similarity says that the span changes the representation little, not that the network keeps its accuracy "
