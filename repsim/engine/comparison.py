@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any, Self, TypedDict, Unpack
+from typing import Any, Self, TypedDict, Unpack, overload
 
 import torch
 import xarray as xr
@@ -18,17 +18,19 @@ from repsim import metrics as registry
 from repsim._version import __version__
 from repsim.engine.calibration import rates
 from repsim.engine.checkpoints import Checkpoints, compute_sweep
+from repsim.engine.intervals import Estimate, estimate, level_of
 from repsim.engine.options import CompareOptions
 from repsim.engine.pair_matrix import Layer, Matrix
 from repsim.engine.planning import Limits, Meter, Plan, Stage, plan
 from repsim.engine.preparation import Source, prepare
-from repsim.errors import InvalidInputError, TooLittleMemoryError
+from repsim.errors import Argument, InvalidInputError, Remedy, TooLittleMemoryError
 from repsim.metrics import Metric
 from repsim.metrics.algorithms.feature_space import MomentSweep
 from repsim.metrics.algorithms.gram_space import GramSweep
 from repsim.metrics.algorithms.pair_by_pair import PairSweep
 from repsim.metrics.algorithms.sweep import Sweep
 from repsim.metrics.recipes.cost import NOMINAL, Cost
+from repsim.metrics.recipes.groups import GroupsLike
 from repsim.metrics.recipes.rows import Rows
 from repsim.results.files import open_result, save_result
 from repsim.runtime.deprecation import warn_deprecated
@@ -48,12 +50,35 @@ from repsim.stores.store import ActivationStore, open_store, store_path
 
 _LONG_SECONDS = 5.0
 """Nominal time of a comparison from which the rates of the machine, measured in less than a second, are worth it."""
+_GROUPS_OF_INTERVALS = "groups of samples are left out for intervals, and no interval is wanted"
+_ADD_INTERVAL = Remedy("add ", Argument("interval", value=True))
 _STEP = 2**26
 """Bytes to which the memory of the process before the comparison is rounded up."""
 
 
-def similarity(x: Any, y: Any, metric: str | Metric[Any] = "cka") -> float:
+@overload
+def similarity(x: Any, y: Any, metric: str | Metric[Any] = "cka") -> float: ...
+@overload
+def similarity(
+    x: Any, y: Any, metric: str | Metric[Any] = "cka", *, interval: float, groups: GroupsLike | None = None
+) -> Estimate: ...
+def similarity(
+    x: Any,
+    y: Any,
+    metric: str | Metric[Any] = "cka",
+    *,
+    interval: float | None = None,
+    groups: GroupsLike | None = None,
+) -> float | Estimate:
     """Compare two representations of the same samples.
+
+    With ``interval``, debiased CKA has a confidence interval over samples, a jackknife: with theta the value, and
+    theta_(-i) the value without sample i, exactly (`repsim.leave_one_out`),
+
+        theta +- t se,    se^2 = (n - 1) / n sum_i (theta_(-i) - mean theta_(-i))^2,
+
+    with t the quantile of Student's t with n - 1 degrees of freedom. There is no bootstrap: samples that are drawn
+    twice are similar to themselves in every network, which increases the similarity (docs/intervals.md).
 
     Parameters
     ----------
@@ -62,20 +87,34 @@ def similarity(x: Any, y: Any, metric: str | Metric[Any] = "cka") -> float:
         have row names (the index of a data frame), these have to be equal.
     metric : str or Metric
         A spec string such as ``cka``, ``cka:kernel=rbf`` or ``svcca:variance=0.95``, or a `Metric`.
+    interval : float or True, optional
+        Level of the interval, such as 0.95, which is also that of True; by default there is no interval. For debiased
+        CKA: ``cka``, or ``cka:kernel=rbf`` with any width.
+    groups : sequence of n int or str, optional
+        Group of each sample, for an interval of samples that are not independent, such as the frames of a scene. CKA is
+        then computed from pairs of samples of different groups, and whole groups are left out.
 
     Returns
     -------
-    float
+    float, or Estimate
         The value. ``repsim.metrics.get(metric)`` describes its range, and whether it increases or decreases with
-        similarity. If x or y is a tensor that requires a gradient, the value is a tensor with a gradient.
+        similarity. If x or y is a tensor that requires a gradient, the value is a tensor with a gradient. With
+        ``interval``, an object with ``value``, the ends ``low`` and ``high``, which may lie outside the range of the
+        value, ``level``, the standard error ``se``, the number ``n`` of samples, and the number of ``groups`` or None;
+        its value has no gradient.
 
     Raises
     ------
     InvalidInputError
         If shapes do not match, there are too few samples, values are NaN or infinite, arrays are masked, sparse, or
-        hold objects, text or dates, or row names differ.
+        hold objects, text or dates, or row names differ. With ``interval``: if the measure is another one, or there are
+        fewer than 5 samples or groups.
     UndefinedValueError
         If the value is undefined: one layer is constant, for example.
+
+    References
+    ----------
+    Efron, Stein. The jackknife estimate of variance. Annals of Statistics 1981.
 
     Examples
     --------
@@ -83,7 +122,16 @@ def similarity(x: Any, y: Any, metric: str | Metric[Any] = "cka") -> float:
     >>> x = np.random.default_rng(0).normal(size=(50, 8))
     >>> round(similarity(x, 3 * x[:, ::-1] + 1), 6)
     1.0
+    >>> print(similarity(x, x[:, :4], interval=0.95))
+    0.654 (95 % interval 0.520 to 0.788, 50 samples)
     """
+    level = level_of(interval)
+    if level is not None:
+        return estimate(x, y, metric, level=level, groups=groups)
+    if groups is not None:
+        raise InvalidInputError(
+            "groups are those of an interval", remedy=Remedy("add ", Argument("interval", value=True))
+        )
     value: float = _metric(metric)(x, y)
     return value
 
