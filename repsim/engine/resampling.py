@@ -498,6 +498,15 @@ def _equally_long(samples: Any, n: int, *, ragged: bool) -> list[tuple[list[int]
     return runs
 
 
+def in_groups(factor: Any, groups: Groups | None) -> Gram:
+    """Return the Gram matrix of a layer without pairs of samples within a group."""
+    if not isinstance(factor, Gram):
+        raise InvalidInputError(
+            "compressed readouts have no estimator for samples in groups; extract features (mean, cls, grid:K)"
+        )
+    return factor.grouped(groups)
+
+
 class _Sides:
     """Layers of both sides, each read and prepared once, even if it is on both sides."""
 
@@ -532,14 +541,7 @@ class _Sides:
         self.grouped = self.groups is not None and isinstance(metric, GramMetric) and metric.unbiased
         """Whether the measure is computed from pairs of samples of different groups."""
         if self.grouped:
-            self.factors = {name: self._in_groups(factor) for name, factor in self.factors.items()}
-
-    def _in_groups(self, factor: Any) -> Gram:
-        if not isinstance(factor, Gram):
-            raise InvalidInputError(
-                "compressed readouts have no estimator for samples in groups; extract features (mean, cls, grid:K)"
-            )
-        return factor.grouped(self.groups)
+            self.factors = {name: in_groups(factor, self.groups) for name, factor in self.factors.items()}
 
     def _add_side(self, side: Layers, min_samples: int) -> list[str]:
         """Add the layers of a side, and return their names. The same object has the same name on both sides."""

@@ -142,7 +142,9 @@ def main(runs: int) -> None:
     print(f"\n| p <= 0.05 | difference | {heads} |", rule, sep="\n")
     for world, cells in results:
         print(f"| {world.name} | {cells[0].difference:.3f} | " + " | ".join(f"{x.rejected:.1%}" for x in cells) + " |")
-    print("\n| unrelated layers, n = 100 | debiased CKA | mean of 50 bootstrap draws |", "| --- | --: | --: |", sep="\n")
+    print(
+        "\n| unrelated layers, n = 100 | debiased CKA | mean of 50 bootstrap draws |", "| --- | --: | --: |", sep="\n"
+    )
     for p in (10, 100, 1000):
         rng = np.random.default_rng(p)
         x, y = rng.normal(size=(2, 100, p))
