@@ -53,7 +53,7 @@ from repsim.stores.store import ActivationStore, open_store, store_path
 
 _LONG_SECONDS = 5.0
 """Nominal time of a comparison from which the rates of the machine, measured in less than a second, are worth it."""
-_GROUPS_OF_INTERVALS = "groups of samples are left out for intervals, and no interval is wanted"
+_GROUPS_OF_INTERVALS = "groups are those of an interval"
 _ADD_INTERVAL = Remedy("add ", Argument("interval", value=True))
 _STEP = 2**26
 """Bytes to which the memory of the process before the comparison is rounded up."""
@@ -132,9 +132,7 @@ def similarity(
     if level is not None:
         return estimate(x, y, metric, level=level, groups=groups)
     if groups is not None:
-        raise InvalidInputError(
-            "groups are those of an interval", remedy=Remedy("add ", Argument("interval", value=True))
-        )
+        raise InvalidInputError(_GROUPS_OF_INTERVALS, remedy=_ADD_INTERVAL)
     value: float = _metric(metric)(x, y)
     return value
 

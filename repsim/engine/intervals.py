@@ -1,5 +1,6 @@
 """Estimate a similarity with its interval over samples, and the difference of two similarities with its test."""
 
+import itertools
 from dataclasses import dataclass
 from typing import Any
 
@@ -166,8 +167,8 @@ class _LeftOut:
         for pair in pairs:
             if not (isinstance(pair, tuple | list) and len(pair) == 2):
                 raise InvalidInputError("expected two pairs of arrays: similarity_difference((a, b), (a, c))")
-        arrays = {f"array {k} of pair {i}": x for i, pair in enumerate(pairs, 1) for k, x in enumerate(pair, 1)}
-        same_rows(arrays)
+        names = ["x", "y"] if len(pairs) == 1 else [f"{name}[{k}]" for name in ("first", "second") for k in (0, 1)]
+        same_rows(dict(zip(names, itertools.chain(*pairs), strict=True)))
         with torch.no_grad():
             values = [float(metric(*pair)) for pair in pairs]  # checks the arrays, and warns
             n = len(pairs[0][0])

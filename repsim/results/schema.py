@@ -217,7 +217,7 @@ def _coordinate_problems(data: xr.Dataset, fields: Mapping[str, Field]) -> Itera
         if field.kind == "number" and np.isnan(values).any():
             yield f"{name} has entries that are NaN; expected numbers"
     for name, coordinate in ((str(key), values) for key, values in data.coords.items()):
-        if name.endswith(CHANCE) or (name.endswith(ENDS) and name.rpartition(".")[0] in data.data_vars):
+        if name.endswith((CHANCE, *ENDS)):
             if set(coordinate.dims) != {"layer_a", "layer_b"} or coordinate.dtype.kind != "f":
                 yield f"{name} is {_dtype_and_dims(coordinate)}; expected numbers along (layer_a, layer_b)"
             continue
