@@ -125,7 +125,7 @@ def bootstrap_mean(x: Array, y: Array, draws: int = 50, seed: int = 0) -> float:
 
 
 def main(runs: int) -> None:
-    """Print the tables of docs/intervals.md."""
+    """Print the tables of docs/statistics.md."""
     settings = [(kind, n) for n in SAMPLES for kind in ("flat", "1/i")]
     heads = " | ".join(f"{kind}, n = {n:,}" for kind, n in settings)
     rule = "| --- | --: |" + " --: |" * len(settings)

@@ -294,7 +294,9 @@ def test_compressed_layers(rng: np.random.Generator, tmp_path: Path) -> None:
     sketches = np.stack([x @ rng.normal(size=(5, 64)) / 8 for _ in range(2)], 1)
     for name, readout, values in (("s", "sketch:64", sketches), ("g", "gram:8", blocks)):
         layers = {"one": values, "two": values[:, ::-1] if readout == "sketch:64" else 2 * values}
-        repsim.write_store(tmp_path / f"{name}.h5", layers, model=name, readout=readout).close()
+        repsim.write_store(
+            tmp_path / f"{name}.h5", layers, model=name, readout=readout, sample_ids=[str(i) for i in range(N)]
+        ).close()
     result = repsim.compare(tmp_path / "s.h5", interval=True)
     with repsim.open_store(tmp_path / "s.h5") as store:
         left_out = repsim.leave_one_out(store, store)
