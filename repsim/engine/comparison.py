@@ -575,9 +575,9 @@ class Comparison:
             values, errors = of_all, None
             intervals = self.matrix.intervals if self._has_interval(stage, metric) else None
             if intervals is not None and isinstance(metric, GramMetric):
-                sides = ([factors[name] for name in side] for side in (rows, columns))
+                left, right = ([factors[name] for name in side] for side in (rows, columns))
                 values, errors = intervals.errors(
-                    stage, metric, *sides, of_all, me=self.me, step=partial(meter.leaving_out, stage)
+                    stage, metric, left, right, of_all, me=self.me, step=partial(meter.leaving_out, stage)
                 )
             self.matrix.enter(
                 metric, rows, columns, values, factors, differences=differences.get(metric.spec), errors=errors

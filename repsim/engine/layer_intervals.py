@@ -117,7 +117,7 @@ class Intervals:
         step
             Takes the number of units of the pass, and returns the function to call after each.
         """
-        computed = None
+        computed: tuple[Values, Values] | None = None
         if me.first:
             sides = rows, columns
             if self.groups is not None:
@@ -130,5 +130,6 @@ class Intervals:
                 total, squares = total + changes.sum(0), squares + np.square(changes, out=changes).sum(0)
             whole = values if self.groups is None else sweep.full_values
             computed = whole, errors_of(self.units, total, squares)
-        whole, errors = me.broadcast(computed)
-        return whole, errors
+        computed = me.broadcast(computed)
+        assert computed is not None, "the first process has computed them"
+        return computed

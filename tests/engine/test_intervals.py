@@ -155,7 +155,7 @@ def test_what_has_no_interval_is_refused(layers: list[Array]) -> None:
             repsim.similarity(x, y, metric, interval=0.95)
     for level in (0, 1, 95, "0.9"):
         with pytest.raises(InvalidInputError, match=r"a number between 0 and 1, such as 0\.95"):
-            repsim.similarity(x, y, interval=level)  # type: ignore[call-overload]
+            repsim.similarity(x, y, interval=level)  # type: ignore[arg-type]
     with pytest.raises(InvalidInputError, match="groups are those of an interval; add interval=True"):
         repsim.similarity(x, y, groups=np.arange(N))  # type: ignore[call-overload]
     with pytest.raises(InvalidInputError, match="4 samples are too few"):
@@ -202,8 +202,8 @@ def test_intervals_do_not_depend_on_how_the_work_is_divided(
     whole = repsim.compare(models, interval=True)
     grouped = repsim.compare(models, interval=True, groups=np.arange(N) // 2)
     tuned(panel=7, tile=5, unit_memory=1)
-    for expected, options in ((whole, {}), (grouped, {"groups": np.arange(N) // 2})):
-        again = repsim.compare(models, interval=True, **options)
+    for expected, groups in ((whole, None), (grouped, np.arange(N) // 2)):
+        again = repsim.compare(models, interval=True, groups=groups)
         np.testing.assert_allclose(ends_of(again["cka"]), ends_of(expected["cka"]), rtol=0, atol=1e-9)
 
 
@@ -218,21 +218,19 @@ def test_groups_of_a_comparison(models: dict[str, dict[str, Array]], tmp_path: P
     record = json.loads(result.attrs["groups"])
     assert (record["count"], record["largest"]) == (8, 3)
     names = [f"scene{k}/{i}.png" for i, k in enumerate(groups)]
-    paths = [
-        repsim.write_store(tmp_path / f"{m}.h5", models[m], model=m, groups=groups, sample_ids=names) for m in "ab"
-    ]
-    for options in ({}, {"groups": "folders"}):
-        held = repsim.compare(*paths, interval=True, **options)
+    a, b = (repsim.write_store(tmp_path / f"{m}.h5", models[m], model=m, groups=groups, sample_ids=names) for m in "ab")
+    for chosen in (None, "folders"):
+        held = repsim.compare(a, b, interval=True, groups=chosen)
         np.testing.assert_array_equal(held["cka"].values, result["cka"].values)
         np.testing.assert_array_equal(ends_of(held["cka"]), ends_of(result["cka"]))
         assert json.loads(held["cka"].attrs["remarks"]) == [
             "from pairs of samples of different groups; 8 groups are left out as wholes"
         ]
-    assert "groups" not in repsim.compare(*paths).attrs  # without intervals every sample counts as independent
+    assert "groups" not in repsim.compare(a, b).attrs  # without intervals every sample counts as independent
     with pytest.raises(InvalidInputError, match="3 groups are too few"):
-        repsim.compare(*paths, interval=True, groups=np.arange(N) // 8)
+        repsim.compare(a, b, interval=True, groups=np.arange(N) // 8)
     with pytest.raises(InvalidInputError, match="groups are those of an interval"):
-        repsim.compare(*paths, groups="folders")
+        repsim.compare(a, b, groups="folders")
 
 
 def test_measures_without_intervals_say_so(models: dict[str, dict[str, Array]]) -> None:
