@@ -41,11 +41,11 @@ def test_worlds_are_equally_near_if_they_say_so(script: ModuleType) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("place", [0, 1, 2, 4])
 def test_intervals_cover_and_tests_hold_their_level(script: ModuleType, place: int) -> None:
-    """With 300 data sets, four standard errors of a share of 95 % are 5 %."""
-    result = script.coverage(script.WORLDS[place], 100, "flat", 300)
-    assert 0.90 <= result.covered <= 0.995
-    assert 0.90 <= result.difference_covered <= 0.995
-    assert 0.005 <= result.rejected <= 0.10
+    """With 200 data sets, three standard errors of a share of 95 % are 5 %; tests may be cautious."""
+    result = script.coverage(script.WORLDS[place], 100, "1/i", 200)
+    assert result.covered >= 0.90
+    assert result.difference_covered >= 0.90
+    assert result.rejected <= 0.10
     assert abs(result.mean - result.truth) < 0.02
 
 
