@@ -17,6 +17,7 @@ from repsim.engine.comparison import Comparison
 from repsim.engine.intervals import Difference, Estimate
 from repsim.errors import InvalidInputError, TooLittleMemoryError, UndefinedValueError
 from repsim.metrics.base import Array
+from repsim.report import parts
 from repsim.results.export import result_as_json, text_pieces
 from repsim.results.intervals import ends_of
 from repsim.results.summary import closest
@@ -340,6 +341,10 @@ def test_tables_and_exports_show_intervals(models: dict[str, dict[str, Array]]) 
     assert frame.attrs["columns"]["cka.high"] == "upper end of the 90 % interval of cka"
     assert "cka,cka.low,cka.high" in next(text_pieces(result, "csv"))
     np.testing.assert_array_equal(result_as_json(result)["metrics"]["cka"]["low"], result["cka.low"].values)
+    part = parts.of_comparison(result, ["cka"], "")
+    assert part["interval"] == "90 % interval"
+    assert all(part["matrices"][end][0] for end in ("low", "high"))
+    assert "low" not in parts.of_comparison(repsim.compare(models["a"], models["b"]), ["cka"], "")["matrices"]
 
 
 @pytest.mark.slow
