@@ -12,6 +12,7 @@ from repsim._version import __version__
 if TYPE_CHECKING:
     from repsim.display import view
     from repsim.engine.comparison import compare, similarity
+    from repsim.engine.intervals import similarity_difference
     from repsim.engine.resampling import leave_one_out, permuted, random_permutations, random_subsamples, subsampled
     from repsim.errors import RepsimError
     from repsim.extraction.runs import extract
@@ -53,6 +54,7 @@ _MODULES = {
     "save_result": "repsim.results.files",
     "series": "repsim.trends.series",
     "similarity": "repsim.engine.comparison",
+    "similarity_difference": "repsim.engine.intervals",
     "subsampled": "repsim.engine.resampling",
     "to_frame": "repsim.results.export",
     "universality": "repsim.study.universality",
@@ -89,6 +91,7 @@ __all__ = [
     "save_result",
     "series",
     "similarity",
+    "similarity_difference",
     "subsampled",
     "to_frame",
     "universality",

@@ -132,6 +132,11 @@ class Groups:
                 "pairs of different groups are left; divide the group, or leave out some of its samples"
             )
 
+    def check_left_out(self) -> None:
+        """Raise `InvalidInputError` if the groups cannot be left out one by one."""
+        for without in self.sizes.argsort(descending=True, stable=True)[:2].tolist():
+            self.check(without)
+
     def same(self, i: slice, j: slice, device: torch.device | None = None) -> Bool[Tensor, "i j"]:
         """Return whether the samples of rows i and of columns j are in the same group."""
         numbers = self.numbers if device is None else self._numbers_on(device)

@@ -12,6 +12,9 @@ from repsim.commands import completing, terminal
 from repsim.commands.options import options
 from repsim.commands.shared import JSON, PATH, Command, command_line, is_first_process, print_note
 from repsim.engine.options import CompareOptions
+from repsim.runtime.options import options_of
+
+(_INTERVAL,) = (entry.text for entry in options_of(CompareOptions) if entry.name == "interval")
 
 
 @click.command(cls=Command)
@@ -24,6 +27,11 @@ from repsim.engine.options import CompareOptions
     CompareOptions,
     flags={"metrics": ["-m", "--metric", "metrics"], "readouts": ["--readout", "readouts"]},
     complete={"metrics": completing.metrics},
+    without={"interval"},
+)
+@click.option("--interval", is_flag=True, help=_INTERVAL.replace("`", ""))
+@click.option(
+    "--level", type=click.FloatRange(0, 1, min_open=True, max_open=True), help="Level of --interval, instead of 0.95."
 )
 @click.option("--dry-run", is_flag=True, help="Show what would be done, with time and memory; compute nothing.")
 @JSON
@@ -33,6 +41,8 @@ def compare(
     out: Path | None,
     *,
     square: bool,
+    interval: bool,
+    level: float | None,
     dry_run: bool,
     as_json: bool,
     **chosen: Any,
@@ -54,6 +64,7 @@ def compare(
       repsim compare acts/a.h5 acts/b.h5 -m all -o all.nc
       repsim compare acts/a.h5 acts/b.h5 --readout mean --readout cls -o both.nc
       repsim compare acts/*.h5 -o all.nc --memory 2GiB --explain
+      repsim compare acts/a.h5 acts/b.h5 --interval --groups folders
       repsim compare clean/net.h5 blurred/net.h5 --pair-by id
       torchrun --nproc-per-node 4 -m repsim compare acts/*.h5 -o all.nc
     """
@@ -65,8 +76,8 @@ def compare(
     compared = None
     with terminal.progress_bar("comparing", "%") as advance:
         for event in compare_steps(
-            a, b, metrics or None, CompareOptions(**chosen), out=out, dry_run=dry_run, progress=advance,
-            command=command_line(),
+            a, b, metrics or None, CompareOptions(interval=level or interval, **chosen), out=out, dry_run=dry_run,
+            progress=advance, command=command_line(),
         ):  # fmt: skip
             if isinstance(event, Compared):
                 compared = event

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any, Self, TypedDict, Unpack
+from typing import Any, Self, TypedDict, Unpack, overload
 
 import torch
 import xarray as xr
@@ -18,17 +18,22 @@ from repsim import metrics as registry
 from repsim._version import __version__
 from repsim.engine.calibration import rates
 from repsim.engine.checkpoints import Checkpoints, compute_sweep
+from repsim.engine.intervals import Estimate, estimate, level_of
+from repsim.engine.layer_intervals import Intervals
 from repsim.engine.options import CompareOptions
 from repsim.engine.pair_matrix import Layer, Matrix
-from repsim.engine.planning import Limits, Meter, Plan, Stage, plan
+from repsim.engine.planning import Limits, Meter, Plan, Stage, plan, with_intervals
 from repsim.engine.preparation import Source, prepare
-from repsim.errors import InvalidInputError, TooLittleMemoryError
+from repsim.engine.resampling import leaves_one_out
+from repsim.errors import Argument, InvalidInputError, Remedy, TooLittleMemoryError
 from repsim.metrics import Metric
 from repsim.metrics.algorithms.feature_space import MomentSweep
 from repsim.metrics.algorithms.gram_space import GramSweep
 from repsim.metrics.algorithms.pair_by_pair import PairSweep
 from repsim.metrics.algorithms.sweep import Sweep
+from repsim.metrics.base import GramMetric
 from repsim.metrics.recipes.cost import NOMINAL, Cost
+from repsim.metrics.recipes.groups import GroupsLike
 from repsim.metrics.recipes.rows import Rows
 from repsim.results.files import open_result, save_result
 from repsim.runtime.deprecation import warn_deprecated
@@ -48,12 +53,35 @@ from repsim.stores.store import ActivationStore, open_store, store_path
 
 _LONG_SECONDS = 5.0
 """Nominal time of a comparison from which the rates of the machine, measured in less than a second, are worth it."""
+_GROUPS_OF_INTERVALS = "groups are those of an interval"
+_ADD_INTERVAL = Remedy("add ", Argument("interval", value=True))
 _STEP = 2**26
 """Bytes to which the memory of the process before the comparison is rounded up."""
 
 
-def similarity(x: Any, y: Any, metric: str | Metric[Any] = "cka") -> float:
+@overload
+def similarity(x: Any, y: Any, metric: str | Metric[Any] = "cka") -> float: ...
+@overload
+def similarity(
+    x: Any, y: Any, metric: str | Metric[Any] = "cka", *, interval: float, groups: GroupsLike | None = None
+) -> Estimate: ...
+def similarity(
+    x: Any,
+    y: Any,
+    metric: str | Metric[Any] = "cka",
+    *,
+    interval: float | None = None,
+    groups: GroupsLike | None = None,
+) -> float | Estimate:
     """Compare two representations of the same samples.
+
+    With ``interval``, debiased CKA has a confidence interval over samples, a jackknife: with theta the value, and
+    theta_(-i) the value without sample i, exactly (`repsim.leave_one_out`),
+
+        theta +- t se,    se^2 = (n - 1) / n sum_i (theta_(-i) - mean theta_(-i))^2,
+
+    with t the quantile of Student's t with n - 1 degrees of freedom. There is no bootstrap: samples that are drawn
+    twice are similar to themselves in every network, which increases the similarity (docs/intervals.md).
 
     Parameters
     ----------
@@ -62,20 +90,34 @@ def similarity(x: Any, y: Any, metric: str | Metric[Any] = "cka") -> float:
         have row names (the index of a data frame), these have to be equal.
     metric : str or Metric
         A spec string such as ``cka``, ``cka:kernel=rbf`` or ``svcca:variance=0.95``, or a `Metric`.
+    interval : float or True, optional
+        Level of the interval, such as 0.95, which is also that of True; by default there is no interval. For debiased
+        CKA: ``cka``, or ``cka:kernel=rbf`` with any width.
+    groups : sequence of n int or str, optional
+        Group of each sample, for an interval of samples that are not independent, such as the frames of a scene. CKA is
+        then computed from pairs of samples of different groups, and whole groups are left out.
 
     Returns
     -------
-    float
+    float, or Estimate
         The value. ``repsim.metrics.get(metric)`` describes its range, and whether it increases or decreases with
-        similarity. If x or y is a tensor that requires a gradient, the value is a tensor with a gradient.
+        similarity. If x or y is a tensor that requires a gradient, the value is a tensor with a gradient. With
+        ``interval``, an object with ``value``, the ends ``low`` and ``high``, which may lie outside the range of the
+        value, ``level``, the standard error ``se``, the number ``n`` of samples, and the number of ``groups`` or None;
+        its value has no gradient.
 
     Raises
     ------
     InvalidInputError
         If shapes do not match, there are too few samples, values are NaN or infinite, arrays are masked, sparse, or
-        hold objects, text or dates, or row names differ.
+        hold objects, text or dates, or row names differ. With ``interval``: if the measure is another one, or there are
+        fewer than 5 samples or groups.
     UndefinedValueError
         If the value is undefined: one layer is constant, for example.
+
+    References
+    ----------
+    Efron, Stein. The jackknife estimate of variance. Annals of Statistics 1981.
 
     Examples
     --------
@@ -83,7 +125,14 @@ def similarity(x: Any, y: Any, metric: str | Metric[Any] = "cka") -> float:
     >>> x = np.random.default_rng(0).normal(size=(50, 8))
     >>> round(similarity(x, 3 * x[:, ::-1] + 1), 6)
     1.0
+    >>> print(similarity(x, x[:, :4], interval=0.95))
+    0.654 (95 % interval 0.520 to 0.788, 50 samples)
     """
+    level = level_of(interval)
+    if level is not None:
+        return estimate(x, y, metric, level=level, groups=groups)
+    if groups is not None:
+        raise InvalidInputError(_GROUPS_OF_INTERVALS, remedy=_ADD_INTERVAL)
     value: float = _metric(metric)(x, y)
     return value
 
@@ -95,6 +144,8 @@ class CompareKeywords(TypedDict, total=False):
     pair_by: PairBy | None
     memory: int | str | None
     device: str
+    interval: bool | float
+    groups: Any
     tf32: bool
     explain: bool
     overwrite: bool
@@ -260,9 +311,10 @@ def compare_steps(
                 check_output(out, overwrite=options.overwrite or grows)
         with Comparison(
             a, b, metrics, device=options.device, memory=options.memory, tf32=options.tf32, readouts=options.readouts,
-            pair_by=options.pair_by, ids=ids, earlier_result=earlier_result, me=me,
+            pair_by=options.pair_by, ids=ids, interval=options.interval, groups=options.groups,
+            earlier_result=earlier_result, me=me,
         ) as planned:  # fmt: skip
-            notes = [f"note: {note}" for note in planned.view.notes]
+            notes = [f"note: {note}" for note in planned.notes]
             if options.explain or dry_run:
                 notes += planned.explanation() if me.first else []
             if not dry_run and parts is not None and (done := len(list(Path(parts).glob("*.part")))):
@@ -300,7 +352,7 @@ class Comparison:
 
     Parameters
     ----------
-    a, b, metrics, device, memory, tf32, readouts, pair_by, ids
+    a, b, metrics, device, memory, tf32, readouts, pair_by, ids, interval, groups
         As in `compare`.
     earlier_result : xarray.Dataset, optional
         An earlier result over some of the same stores, whose values are copied; only the rest is computed.
@@ -320,9 +372,14 @@ class Comparison:
         readouts: Sequence[str] = (),
         pair_by: PairBy | None = None,
         ids: Ids | None = None,
+        interval: bool | float | None = None,
+        groups: Any = None,
         earlier_result: xr.Dataset | None = None,
         me: Ranks = ALONE,
     ) -> None:
+        level = level_of(interval)
+        if level is None and groups is not None:
+            raise InvalidInputError(_GROUPS_OF_INTERVALS, remedy=_ADD_INTERVAL)
         self.device, self.tf32, self.me = choose_device(device), tf32, me
         self._was_tf32 = False
         if metrics is None:
@@ -337,9 +394,14 @@ class Comparison:
             self.view = align([*dict.fromkeys((*stores_a, *stores_b))], pair_by)
             self.matrix = Matrix(stores_a, stores_b, self.view, readouts)
             self._drop_metrics_without_enough_samples()
+            if (wanted := level or _level_of(earlier_result)) is not None:
+                distinct = [*dict.fromkeys((*stores_a, *stores_b))]
+                self.matrix.intervals = Intervals.of(wanted, distinct, self.view, groups)
             if earlier_result is not None:
                 self.metrics = self.matrix.add_earlier_result(earlier_result, self.metrics)
                 self._was_tf32 = bool(earlier_result.attrs.get("tf32"))
+            if level is not None and self.matrix.intervals is not None:
+                self.matrix.intervals.check(self.metrics)
             limits = Limits(memory_to_use(self.device, memory), self._base_memory(), self.device)
             self.plan = self._make_plan(me.broadcast(limits))  # the same plan in every process
             self._stack = stack.pop_all()
@@ -359,14 +421,25 @@ class Comparison:
         while True:
             jobs = self.matrix.missing(self.metrics)
             try:
-                return Plan(
-                    n, limits, tuple(stage for job in jobs for stage in plan(*job[:2], n, job[2], limits).stages)
-                )
+                stages = [stage for job in jobs for stage in plan(*job[:2], n, job[2], limits).stages]
+                return Plan(n, limits, tuple(self._with_intervals(stage, limits) for stage in stages))
             except TooLittleMemoryError as error:
                 if not set(error.metrics) <= self.optional or len(error.metrics) == len(self.metrics):
                     raise
                 self.matrix.left_out.append(error.problem)
                 self.metrics = [metric for metric in self.metrics if metric.spec not in error.metrics]
+
+    def _with_intervals(self, stage: Stage, limits: Limits) -> Stage:
+        measures = sum(self._has_interval(stage, metric) for metric in stage.metrics)
+        return with_intervals(stage, self.matrix.n, limits, measures) if measures else stage
+
+    def _has_interval(self, stage: Stage, metric: Metric[Any]) -> bool:
+        return self.matrix.intervals is not None and stage.form != "grams" and leaves_one_out(metric)
+
+    @property
+    def notes(self) -> list[str]:
+        """Notes on the samples: how they were paired or checked, and their groups."""
+        return [*self.view.notes, *(self.matrix.intervals.notes if self.matrix.intervals is not None else ())]
 
     def _base_memory(self) -> int:
         """Return the memory of the process before the comparison in bytes; 0 on a GPU, whose memory is separate.
@@ -498,13 +571,28 @@ class Comparison:
             sweep, title, checkpoints=checkpoints, me=self.me, step=meter.comparing(stage, sweep.units)
         )
         differences = dict(zip(ambiguities, computed[len(stage.metrics) :], strict=True))
-        for metric, values in zip(stage.metrics, computed, strict=False):
-            self.matrix.enter(metric, rows, columns, values, factors, differences=differences.get(metric.spec))
+        for metric, of_all in zip(stage.metrics, computed, strict=False):
+            values, errors = of_all, None
+            intervals = self.matrix.intervals if self._has_interval(stage, metric) else None
+            if intervals is not None and isinstance(metric, GramMetric):
+                left, right = ([factors[name] for name in side] for side in (rows, columns))
+                values, errors = intervals.errors(
+                    stage, metric, left, right, of_all, me=self.me, step=partial(meter.leaving_out, stage)
+                )
+            self.matrix.enter(
+                metric, rows, columns, values, factors, differences=differences.get(metric.spec), errors=errors
+            )
 
     def _read(self, layer: Layer, min_samples: int) -> Rows | Tensor:
         if layer.key.form == "features":
             return self.view.stream(layer.store, layer.array, self.device, min_samples=min_samples)
         return self.view.load(layer.store, layer.array, min_samples=min_samples).to(self.device)
+
+
+def _level_of(result: xr.Dataset | None) -> float | None:
+    """Return the level of the intervals of a result; None if it has none."""
+    levels = [] if result is None else [variable.attrs.get("interval") for variable in result.data_vars.values()]
+    return next((float(level) for level in levels if level is not None), None)
 
 
 def _metric(spec: str | Metric[Any]) -> Metric[Any]:

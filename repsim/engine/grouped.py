@@ -80,9 +80,7 @@ class LeaveOneGroupOut(GramSweep):
         assert self.groups is not None, "all layers are in groups"
         self.all: Groups = self.groups
         """Groups of the samples, which are in the order of their groups."""
-        sizes = self.all.sizes
-        for without in sizes.argsort(descending=True, stable=True)[:2].tolist():
-            self.all.check(without)
+        self.all.check_left_out()
         self._panel, self._room = panel or tuning.current().panel, room or tuning.current().unit_memory
         self.full_values = np.full((self.height, len(self._columns)), np.nan)
         """Values of all samples, of shape (rows, columns); set by `sum_all`."""

@@ -27,6 +27,18 @@ class CompareOptions:
                "or a,b), and each further line holds the ids of a pair. In Python also a list of pairs.",
                unset="all stores have to hold the same samples in the same order", metavar="id|FILE.csv"),
     ] = None  # fmt: skip
+    interval: Annotated[
+        bool | float,
+        option("Compute 95 % intervals over samples, by the exact jackknife, under debiased CKA (`cka`, "
+               "`cka:kernel=rbf`). In Python also another level, such as 0.9."),
+    ] = False  # fmt: skip
+    groups: Annotated[
+        Text | None,
+        option("Groups of samples that are not independent, which intervals leave out as wholes: `folders`, "
+               "`re:PATTERN` over the ids with the group in its first bracket, or a CSV file of id or file name, and "
+               "group. In Python also one integer or text for each sample.",
+               unset="those that the stores hold", path=True, metavar="folders|re:PATTERN|PATH"),
+    ] = None  # fmt: skip
     memory: Memory = None
     device: Device = "auto"
     tf32: Annotated[bool, option("Let a GPU round products to TensorFloat-32: faster, errors of 1e-3.")] = False

@@ -12,7 +12,9 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from repsim.engine.layer_intervals import Intervals
 from repsim.engine.planning import LayerShape
+from repsim.engine.resampling import leaves_one_out
 from repsim.errors import Argument, Function, InvalidInputError, Remedy, UndefinedValueError
 from repsim.labels import LayerKey
 from repsim.metrics import Factor, Metric
@@ -20,8 +22,9 @@ from repsim.metrics import get as metric_of
 from repsim.results import schema
 from repsim.results.chance import chance_of
 from repsim.results.coordinates import axis_coordinates
+from repsim.results.intervals import ends_of
 from repsim.results.summary import split_cautions
-from repsim.results.variables import AXIS, CHANCE
+from repsim.results.variables import AXIS, CHANCE, ENDS
 from repsim.results.versions import FORMAT, VERSION
 from repsim.runtime import tuning
 from repsim.runtime.threads import map_in_threads
@@ -30,6 +33,7 @@ from repsim.stores.axes import Axes
 from repsim.stores.store import ActivationStore
 
 Job = tuple[list[LayerShape], list[LayerShape], list[Metric[Any]]]
+_NO_INTERVAL = "no interval: without one of the samples or groups the value is undefined"
 _ANOTHER = Remedy("name another file, or use ", Argument("overwrite", value=True))
 _LONG_NAMES = {"features": "values a sample", "n_samples": "number of samples", "data": "what the samples are"}
 
@@ -120,6 +124,10 @@ class Matrix:
         """Diagnostics of layers: ``title.name`` -> unique name of the layer -> number."""
         self.left_out: list[str] = []
         """Metrics of a group that are not in the result, with the reasons."""
+        self.intervals: Intervals | None = None
+        """Intervals over samples; None if there are none."""
+        self.ends: dict[str, NDArray[np.float64]] = defaultdict(lambda: np.full((2, *shape), np.nan))
+        """Lower and upper ends of intervals."""
         self._earlier_layers: set[str] = set()
         """Unique names of the layers of the earlier result."""
         self._earlier_titles: set[str] = set()
@@ -246,11 +254,14 @@ class Matrix:
                     "both in it and in the stores",
                     remedy=_ANOTHER,
                 )
+        self._check_groups(result)
         self._earlier_layers = {layer.shape.name for layer in self.layers if layer.name in names[0]}
         specs = [str(variable.attrs["spec"]) for variable in result.data_vars.values()]
         metrics = list({m.spec: m for m in (*map(metric_of, specs), *metrics)}.values())
         positions = [[axis.index(name) for name in side] for axis, side in zip(self._names, names, strict=True)]
-        for spec, variable in result.data_vars.items():
+        kept = {spec: one for spec, one in result.data_vars.items() if not self._lacks_interval(one)}
+        for spec, variable in kept.items():  # the others are computed again, with their intervals
+            self.ends[str(spec)][np.ix_(range(2), *positions)] = ends_of(variable)
             self.values[str(spec)][np.ix_(*positions)] = variable.values
             self.undefined[str(spec)] |= set(json.loads(variable.attrs["undefined"]))
             self.cautions[str(spec)] += split_cautions(json.loads(variable.attrs["cautions"]), result)[1]
@@ -265,6 +276,25 @@ class Matrix:
                     numbers = {layer.shape.name: by_name[layer.name] for layer in layers if layer.name in by_name}
                     self.diagnostics[title[:-2]] |= numbers
         return metrics
+
+    def _check_groups(self, result: xr.Dataset) -> None:
+        """Refuse an earlier result whose samples are in other groups."""
+        groups = json.loads(result.attrs.get("groups", "null"))
+        if groups != (None if self.intervals is None else self.intervals.record):
+            kind = "single samples" if groups is None else f"samples in {groups['count']} groups, and these in others"
+            raise InvalidInputError(f"the earlier result is about {kind}", remedy=_ANOTHER)
+
+    def has_interval(self, metric: Metric[Any], readout: str) -> bool:
+        """Return whether the values of a measure have intervals, as far as they are defined."""
+        forms = {layer.key.form for layer in self.layers if readout in {"", layer.key.readout}}
+        return self.intervals is not None and leaves_one_out(metric) and forms != {"grams"}
+
+    def _lacks_interval(self, variable: xr.DataArray) -> bool:
+        """Return whether a variable of an earlier result lacks the interval that the new result has."""
+        metric, readout = metric_of(str(variable.attrs["spec"])), str(variable.attrs.get("readout", ""))
+        if self.intervals is None or not self.has_interval(metric, readout):
+            return False
+        return variable.attrs.get("interval") != self.intervals.level
 
     def missing(self, metrics: Iterable[Metric[Any]]) -> list[Job]:
         """Return what is left to compute: lists of rows, columns, and metrics."""
@@ -297,21 +327,23 @@ class Matrix:
         factors: Mapping[str, Factor],
         *,
         differences: NDArray[np.float64] | None = None,
+        errors: NDArray[np.float64] | None = None,
     ) -> None:
         """Enter the values of a metric for these rows and columns, with reasons, cautions and diagnostics.
 
-        ``differences`` are the values of the `ambiguity` of the metric.
+        ``differences`` are the values of the `ambiguity` of the metric, and ``errors`` the standard errors of the
+        values.
         """
         title = self.title(metric, self._by_name[rows[0]].key.readout)
         matrix = self.values[title]
-        i, j = [self._position[0][name] for name in rows], [self._position[1][name] for name in columns]
-        matrix[np.ix_(i, j)] = values
+        self._place(metric, matrix, rows, columns, values)
         pairs = [(a, b) for a in rows for b in columns]
         if metric.symmetric and self.stores[0] == self.stores[1]:
-            matrix[np.ix_(j, i)] = values.T
-            # a transposed product may round differently, so the lower triangle is copied from the upper one
-            matrix[:] = np.where(np.tri(len(matrix), dtype=bool), matrix.T, matrix)
             pairs += [(b, a) for a, b in pairs if b not in set(rows)]
+        if errors is not None and self.intervals is not None:
+            margin = self.intervals.margin * errors
+            for end, block in zip(self.ends[title], (values - margin, values + margin), strict=True):
+                self._place(metric, end, rows, columns, block)
         without_values = self._layers_without_values(matrix)
         for a, b in pairs:
             pair = f"{self._by_name[a].name} and {self._by_name[b].name}"
@@ -321,12 +353,30 @@ class Matrix:
                 self.undefined[title].add(f"{what}: {metric.reason(factors[a], factors[b])}")
             else:
                 ambiguous = differences is not None and metric.ambiguous(differences[rows.index(a), columns.index(b)])
-                for caution in filter(None, (metric.caution(factors[a], factors[b]), ambiguous)):
+                at = self._position[0][a], self._position[1][b]
+                endless = errors is not None and math.isnan(self.ends[title][0][at]) and _NO_INTERVAL
+                for caution in filter(None, (metric.caution(factors[a], factors[b]), ambiguous, endless)):
                     self.cautions[title].append(f"{pair}: {caution}")
         self._enter_chance(metric, title, pairs, factors)
         for name in {*rows, *columns}:
             for diagnostic, number in metric.diagnostics(factors[name]).items():
                 self.diagnostics[f"{title}.{diagnostic}"][name] = number
+
+    def _place(
+        self,
+        metric: Metric[Any],
+        matrix: NDArray[np.float64],
+        rows: Sequence[str],
+        columns: Sequence[str],
+        values: NDArray[np.float64],
+    ) -> None:
+        """Write values of these rows and columns into a matrix; under a symmetric measure also the transposed ones."""
+        i, j = [self._position[0][name] for name in rows], [self._position[1][name] for name in columns]
+        matrix[np.ix_(i, j)] = values
+        if metric.symmetric and self.stores[0] == self.stores[1]:
+            matrix[np.ix_(j, i)] = values.T
+            # a transposed product may round differently, so the lower triangle is copied from the upper one
+            matrix[:] = np.where(np.tri(len(matrix), dtype=bool), matrix.T, matrix)
 
     def _enter_chance(
         self, metric: Metric[Any], title: str, pairs: Sequence[tuple[str, str]], factors: Mapping[str, Factor]
@@ -428,10 +478,12 @@ class Matrix:
             attrs={"format": FORMAT, "format_version": VERSION, **attrs}
             | {f"stores_{side}": self._store_attribute(stores) for side, stores in zip("ab", self.stores, strict=True)},
         )
-        if self._pairing is not None:
-            result.attrs["pairing"] = json.dumps(self._pairing.record)
-        if self.readouts:
-            result.attrs["readouts"] = json.dumps(self.readouts)
+        chosen = {
+            "pairing": None if self._pairing is None else self._pairing.record,
+            "readouts": self.readouts or None,
+            "groups": None if self.intervals is None else self.intervals.record,
+        }
+        result.attrs |= {name: json.dumps(value) for name, value in chosen.items() if value is not None}
         for metric in metrics:
             failed = []
             for readout in self.readouts or [""]:
@@ -443,6 +495,7 @@ class Matrix:
                 title = self.title(metric, readout)
                 result[title] = variable
                 result = self._with_diagnostics(self._with_chance(result, metric, title), title)
+                result = self._with_ends(result, title)
             if len(failed) == max(1, len(self.readouts)) and metric.spec not in optional:
                 raise failed[0]
             self.left_out += map(str, failed)
@@ -455,6 +508,15 @@ class Matrix:
             suffix = f" ({side})" if quantity == stem else ""
             result[name].attrs["long_name"] = _LONG_NAMES.get(quantity, quantity.removeprefix(AXIS)) + suffix
         return result
+
+    def _with_ends(self, result: xr.Dataset, title: str) -> xr.Dataset:
+        """Add the ends of the intervals of a variable, if it has some."""
+        if "interval" not in result[title].attrs:
+            return result
+        dims = "layer_a", "layer_b"
+        return result.assign_coords(
+            {title + end: (dims, of_end) for end, of_end in zip(ENDS, self.ends[title], strict=True)}
+        )
 
     def _with_diagnostics(self, result: xr.Dataset, title: str) -> xr.Dataset:
         for name, numbers in self.diagnostics.items():
@@ -495,6 +557,11 @@ class Matrix:
                 "undefined": json.dumps(sorted(undefined)),
                 "cautions": json.dumps(self._cautions(metric, readout)),
                 "remarks": json.dumps(self._remarks(metric, readable, readout)),
+                **(
+                    {"interval": self.intervals.level}
+                    if self.intervals is not None and self.has_interval(metric, readout)
+                    else {}
+                ),
             },
         )
 
@@ -517,6 +584,13 @@ class Matrix:
     def _remarks(self, metric: Metric[Any], readable: Sequence[str], readout: str) -> list[str]:
         """Return remarks that apply to all values of a variable."""
         remarks = {metric.remark(self.n)} - {None}
+        if self.intervals is not None:
+            if not self.has_interval(metric, readout):
+                remarks.add("no interval: only debiased CKA of features or sketches has an exact leave-one-out")
+            elif self.intervals.groups is not None:
+                remarks.add(
+                    f"from pairs of samples of different groups; {self.intervals.units} groups are left out as wholes"
+                )
         for layer in self.layers:
             key = layer.key
             if readout not in {"", key.readout}:

@@ -89,6 +89,8 @@ class Stage:
     """Cost of comparing all pairs."""
     reporting: Cost = NOTHING
     """Cost of entering values with their chance levels and cautions into a result."""
+    leaving_out: Cost = NOTHING
+    """Cost of leaving out each sample, for intervals; none if there are none."""
     other: Cost | None = None
     """Cost of the algorithm that was not chosen; None if there is only one."""
     memory: int = 0
@@ -105,6 +107,10 @@ class Stage:
     """Feature space: bytes for the sums of one unit."""
     group: int = 1
     """Pair by pair: layers of a side that make one unit."""
+    units_panel: int = Tuning.panel
+    """Leaving out each sample: samples whose features are read at once."""
+    units_room: int = Tuning.unit_memory
+    """Leaving out each sample: bytes for the sums of single samples."""
 
     @property
     def layers(self) -> tuple[LayerShape, ...]:
@@ -117,8 +123,9 @@ class Stage:
         return self.preparing + self.comparing
 
     def seconds(self, rates: Cost) -> float:
-        """Return the predicted time in seconds at these rates; preparing, comparing and reporting do not overlap."""
-        return sum(cost.seconds(rates) for cost in (self.preparing, self.comparing, self.reporting))
+        """Return the predicted time in seconds at these rates; preparing, comparing and the rest do not overlap."""
+        costs = self.preparing, self.comparing, self.reporting, self.leaving_out
+        return sum(cost.seconds(rates) for cost in costs)
 
 
 @dataclass(frozen=True)
@@ -233,6 +240,44 @@ def _with_best_algorithm(stage: Stage, n: int, limits: Limits) -> Stage:
     best = fitting[0]
     other = next((stage.cost for stage in stages if stage.algorithm != best.algorithm), None)
     return dataclasses.replace(best, other=other)
+
+
+def with_intervals(stage: Stage, n: int, limits: Limits, measures: int) -> Stage:
+    """Return a stage that also leaves out each sample, under ``measures`` of its measures, with its cost and memory.
+
+    Raises
+    ------
+    TooLittleMemoryError
+        If the sums of single samples do not fit into the memory.
+    """
+    settings, prepared = tuning.current(), _prepared(stage, n)
+    pairs, layers = len(stage.rows) * len(stage.columns), len(stage.layers)
+    itemsize = max(4, *(layer.itemsize for layer in stage.layers))
+    tile, wide = min(tile_side(layers, 4), n), sum(prepared.widths) * itemsize
+    fixed = prepared.fixed + settings.spare_memory + (prepared.kept if stage.kept else 0)
+    fixed += 2 * layers * tile**2 * itemsize + tile * pairs * (itemsize + 8)  # tiles, and the products of their rows
+    sample = 8 * (pairs + layers)
+    free = limits.memory - limits.base - fixed
+    panel = settings.panel
+    while not stage.kept and panel > settings.smallest_panel and 4 * min(panel, n) * wide > free // 2:
+        panel //= 2
+    fixed += 0 if stage.kept else 4 * min(panel, n) * wide
+    room = min(n * sample, settings.unit_memory, max(64 * sample, (limits.memory - limits.base - fixed) // 4))
+    memory = max(stage.memory, fixed + 4 * room)  # sums, values, and their changes
+    if limits.base + memory > limits.memory:
+        needed = _rounded_up(limits.base + memory)
+        raise TooLittleMemoryError(
+            f"intervals of {layers} layers of {n} samples take {format_size(needed)} of memory at least; allowed are "
+            f"{format_size(limits.memory)}",
+            metrics=(metric.spec for metric in stage.metrics),
+            needed=needed,
+            allowed=limits.memory,
+            remedy=Remedy("give ", Argument("memory"), " more, or compare fewer layers"),
+        )
+    passes = 1 if room >= n * sample else 3  # otherwise every tile is computed twice, and once for all samples
+    flop = passes * flop_of_grams(n, n, prepared.widths, 2 * pairs)
+    cost = measures * (Cost.of_products(flop, itemsize) + Cost(added=2.0 * n * n * layers))
+    return dataclasses.replace(stage, leaving_out=cost, memory=memory, units_panel=panel, units_room=room)
 
 
 def _rounded_up(size: int) -> int:
@@ -425,6 +470,7 @@ def _lines(stage: Stage, n: int) -> list[str]:
         f"{names}: {len(stage.rows)} x {len(stage.columns)} layers, {n:,} samples",
         f"  {algorithm}",
         f"  {preparation}, {storage}",
+        *([f"  intervals: each sample left out ({_format_flop(stage.leaving_out)})"] * (stage.leaving_out != NOTHING)),
     ]
 
 
@@ -469,6 +515,10 @@ class Meter:
     def comparing(self, stage: Stage, units: int) -> Step:
         """Return the function to call after computing each unit of a stage."""
         return _Units(self, stage.comparing.seconds(self._rates) / units, self._me.world)
+
+    def leaving_out(self, stage: Stage, units: int) -> Step:
+        """Return the function to call after each unit of an interval's pass, which only one process computes."""
+        return _Units(self, stage.leaving_out.seconds(self._rates) / units)
 
     def finished(self, stage: Stage) -> None:
         """Count a stage as finished, including the parts of other processes and of earlier runs."""

@@ -32,6 +32,7 @@ from repsim.errors import InvalidInputError, UndefinedValueError, UnreliableValu
 from repsim.labels import Form
 from repsim.metrics import Factor, Metric
 from repsim.metrics.base import GramMetric, PermutedAtOnce, as_samples
+from repsim.metrics.cka import CKA
 from repsim.metrics.recipes.base import MomentFactor, PermutableFactor, StreamingRecipe
 from repsim.metrics.recipes.gram import Gram, Kernels
 from repsim.metrics.recipes.groups import Groups, GroupsLike
@@ -208,20 +209,79 @@ def leave_one_out(
     """
     metric = _metric(metric)
     sides = _Sides(rows, columns, metric, device, groups)
-    if not (isinstance(metric, GramMetric) and sides.full_grams and metric.unbiased and metric.normalised):
-        raise InvalidInputError(f"{metric.spec} has no exact leave-one-out; take debiased CKA: cka or cka:kernel=rbf")
-    if sides.n < 5:
-        raise InvalidInputError(f"{sides.n} samples are too few: with one left out, debiased CKA needs at least 4")
-    units = sides.n if sides.groups is None else sides.groups.count
-    values, defined = sides.empty_values(units)
-    sides.warn_if_scarce(metric, sides.n - 1)
+    _, values = _left_out(sides, metric, progress)
     if sides.present:
-        kind = LeaveOneOut if sides.groups is None else LeaveOneGroupOut
-        sweep = kind(*sides.present, metric)
+        sides.warn_if_scarce(metric, sides.n - 1)
+    return values
+
+
+def left_out_with_values(
+    rows: Layers,
+    columns: Layers,
+    metric: str | Metric[Any] = "cka",
+    *,
+    groups: GroupsLike | None = None,
+    device: str = "auto",
+    progress: Listener = None,
+) -> tuple[Float64[np.ndarray, "rows columns"], Values]:
+    """Compute debiased CKA of all pairs on all samples, and without each sample or group, as `leave_one_out` does.
+
+    >>> rng = np.random.default_rng(0)
+    >>> x, y, pairs = rng.normal(size=(20, 5)), rng.normal(size=(20, 3)), np.arange(20) // 2
+    >>> values, left_out = left_out_with_values([x], [y], groups=pairs)
+    >>> values.shape, left_out.shape
+    ((1, 1), (10, 1, 1))
+    """
+    metric = _metric(metric)
+    return _left_out(_Sides(rows, columns, metric, device, groups), metric, progress)
+
+
+def check_leaves_one_out(metric: Metric[Any], *, full: bool = True) -> None:
+    """Raise `InvalidInputError` if a measure is not debiased CKA, or the layers are not ``full`` Gram matrices."""
+    if not (full and leaves_one_out(metric)):
+        raise InvalidInputError(f"{metric.spec} has no exact leave-one-out; take debiased CKA: cka or cka:kernel=rbf")
+
+
+def leaves_one_out(metric: Metric[Any]) -> bool:
+    """Return whether values of a measure without each sample are computed exactly from one pass: debiased CKA.
+
+    >>> [leaves_one_out(registry.get(spec)) for spec in ("cka", "cka:kernel=rbf", "cka:estimator=biased", "svcca")]
+    [True, True, False, False]
+    """
+    minibatches = isinstance(metric, CKA) and metric.batch is not None
+    return isinstance(metric, GramMetric) and metric.unbiased and metric.normalised and not minibatches
+
+
+def sweep_without(
+    rows: Sequence[Any], columns: Sequence[Any], metric: GramMetric[Any], **sizes: int
+) -> LeaveOneOut | LeaveOneGroupOut:
+    """Return the algorithm that leaves out samples, or groups if the factors are of samples in groups."""
+    grouped = any(isinstance(layer, Gram) and layer.groups is not None for layer in rows)
+    return (LeaveOneGroupOut if grouped else LeaveOneOut)(rows, columns, metric, **sizes)
+
+
+def check_units(samples: int) -> None:
+    """Raise `InvalidInputError` if samples are too few to leave one out."""
+    if samples < 5:
+        raise InvalidInputError(f"{samples} samples are too few: with one left out, debiased CKA needs at least 4")
+
+
+def _left_out(
+    sides: "_Sides", metric: Metric[Any], progress: Listener
+) -> tuple[Float64[np.ndarray, "rows columns"], Values]:
+    """Return the values of all samples, and those without each sample or group."""
+    check_leaves_one_out(metric, full=sides.full_grams)
+    check_units(sides.n)
+    values, defined = sides.empty_values(sides.n if sides.groups is None else sides.groups.count)
+    whole = np.full(values.shape[1:], np.nan)
+    if sides.present:
+        assert isinstance(metric, GramMetric)
+        sweep = sweep_without(*sides.present, metric)
         what = "sample" if sides.groups is None else "group of samples"
         with report_progress(f"leaving out each {what}", progress) as advance:
             values[defined] = sweep.left_out(counter(sweep.units, advance))
-    return values
+        whole[defined[1:]] = sweep.full_values
+    return whole, values
 
 
 def permuted(
@@ -438,6 +498,15 @@ def _equally_long(samples: Any, n: int, *, ragged: bool) -> list[tuple[list[int]
     return runs
 
 
+def in_groups(factor: Any, groups: Groups | None) -> Gram:
+    """Return the Gram matrix of a layer without pairs of samples within a group."""
+    if not isinstance(factor, Gram):
+        raise InvalidInputError(
+            "compressed readouts have no estimator for samples in groups; extract features (mean, cls, grid:K)"
+        )
+    return factor.grouped(groups)
+
+
 class _Sides:
     """Layers of both sides, each read and prepared once, even if it is on both sides."""
 
@@ -472,14 +541,7 @@ class _Sides:
         self.grouped = self.groups is not None and isinstance(metric, GramMetric) and metric.unbiased
         """Whether the measure is computed from pairs of samples of different groups."""
         if self.grouped:
-            self.factors = {name: self._in_groups(factor) for name, factor in self.factors.items()}
-
-    def _in_groups(self, factor: Any) -> Gram:
-        if not isinstance(factor, Gram):
-            raise InvalidInputError(
-                "compressed readouts have no estimator for samples in groups; extract features (mean, cls, grid:K)"
-            )
-        return factor.grouped(self.groups)
+            self.factors = {name: in_groups(factor, self.groups) for name, factor in self.factors.items()}
 
     def _add_side(self, side: Layers, min_samples: int) -> list[str]:
         """Add the layers of a side, and return their names. The same object has the same name on both sides."""

@@ -192,7 +192,7 @@ class Layers {
     return [
       `${name("a", row)} × ${name("b", column)}`,
       Number.isFinite(at("value")) ? `${measure} ${fixed(at("value"))}` : `${measure}: no value`,
-      level && `95 % interval ${level}`,
+      level && `${part.interval || "95 % interval"} ${level}`,
       [chance, z, p].filter(Boolean).join(", "),
       Number.isFinite(at("calibrated")) ? `calibrated ${fixed(at("calibrated"))}` : "",
     ];

@@ -15,6 +15,7 @@ from repsim.report.packing import LAYERS
 from repsim.report.stimuli import SHOWN
 from repsim.report.views import Palettes, about_result, about_study
 from repsim.results.chance import chance_in_words, chance_of
+from repsim.results.intervals import ends_of, interval_in_words
 from repsim.results.modalities import samples_of
 from repsim.results.variables import RELATIONS
 from repsim.results.versions import STUDY
@@ -60,12 +61,20 @@ def of_comparison(result: xr.Dataset, names: Sequence[str], readout: str) -> dic
         "value": [packing.matrix(one.values, ~np.isnan(one.values), kind, along) for one in values],
         "chance": [packing.matrix(chances(one), ~np.isnan(one.values), "f4", along) for one in values],
     }
+    if any(interval_in_words(one) for one in values):
+        ends = [ends_of(one) for one in values]
+        for k, end in enumerate(("low", "high")):
+            matrices[end] = [
+                packing.matrix(both[k], ~np.isnan(one.values), "f4" if along is None else "u2", along)
+                for both, one in zip(ends, values, strict=True)
+            ]
     shown = {} if along is None else overview.of_result(values, matrices["value"])
     return _common(result, readout or ", ".join(sorted(own)), stores, measures) | {
         "summary": [_COMPARISON_SUMMARY],
         "warnings": [*dict.fromkeys(notes), *_json_list(result, "left_out")],
         "sides": sides,
         "palettes": palettes.stops,
+        "interval": next(filter(None, map(interval_in_words, values)), ""),
         "coords": _pairs_of(sides),
         "variables": {},
         "matrices": matrices,

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from repsim.errors import InvalidInputError, UnknownNameError
 from repsim.results.chance import chance_of
-from repsim.results.variables import AXIS, CHANCE
+from repsim.results.intervals import ends_of, interval_in_words
+from repsim.results.variables import AXIS, CHANCE, ENDS
 from repsim.results.versions import FORMAT, SERIES, STUDY
 from repsim.runtime.deprecation import rename_keyword
 from repsim.runtime.files import replacing
@@ -199,8 +200,8 @@ def _columns(data: xr.Dataset, dims: tuple[str, ...], over: tuple[str, ...] = ()
         name = str(key)
         if set(variable.dims) == set(dims):
             yield name, variable.transpose(*dims).values
-            if name + CHANCE in data.coords:
-                yield name + CHANCE, data[name + CHANCE].transpose(*dims).values
+            for along in (name + end for end in (CHANCE, *ENDS) if name + end in data.coords):
+                yield along, data[along].transpose(*dims).values
         elif over and variable.dims == over:
             yield name, repeated(variable.values, *over)
         elif variable.dims[:-1] == dims and variable.dims[-1] in _AXES:
@@ -265,6 +266,10 @@ def _meaning(data: xr.Dataset, column: str) -> str:
     attrs = data[name].attrs if name in data.variables else {}
     if name.endswith(CHANCE):
         return f"mean value of {name.removesuffix(CHANCE)} for unrelated layers"
+    stem, _, end = name.rpartition(".")
+    if f".{end}" in ENDS and stem in data.data_vars:
+        side = {"low": "lower", "high": "upper"}[end]
+        return f"{side} end of the {interval_in_words(data[stem])} of {stem}"
     if "label" in attrs:
         low, high = np.ravel(attrs["valid_range"])
         return f"{attrs['label']}: a {attrs['sense']}, from {low:g} to {high:g}"
@@ -471,6 +476,8 @@ def result_as_json(result: xr.Dataset) -> dict[str, Any]:
         tables = {"values": variable.values}
         if (levels := chance_of(variable)) is not None and attrs["chance"] == "known":
             tables["chance_values"] = levels
+        if "interval" in attrs:
+            tables |= dict(zip(("low", "high"), ends_of(variable), strict=True))
         return attrs | {key: nan_to_none(table.tolist()) for key, table in tables.items()}
 
     sides = {

@@ -14,10 +14,12 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from repsim.results.intervals import ends_of
 from repsim.results.series_variables import NETWORK, SERIES_ATTRIBUTES, SERIES_COORDINATES, SERIES_VARIABLES
 from repsim.results.variables import (
     CHANCE,
     COORDINATES,
+    ENDS,
     METRIC_ATTRIBUTES,
     RESULT_ATTRIBUTES,
     RESULT_COORDINATES,
@@ -71,11 +73,23 @@ def _result_problems(result: xr.Dataset) -> Iterator[str]:
         if name not in {spec, f"{spec}@{readout}"}:
             yield f"attribute spec of {name} is {short(spec)}; expected the name of the variable, without its readout"
         low, high = map(float, variable.attrs["valid_range"])
+        yield from _interval_problems(variable, name)
         if np.isnan(values).any() and not json.loads(variable.attrs["undefined"]):
             yield f"{name} has no value (NaN) for {np.isnan(values).sum()} pairs, and 'undefined' gives no reason"
         slack = math.inf if any(estimates) or readout.startswith(_ESTIMATES) else _SLACK
         if (outside := _outside(values, low - slack * max(1, abs(low)), high + slack * max(1, abs(high)))) is not None:
             yield f"{name} holds {outside}; expected {low:g} to {high:g}, its valid_range"
+
+
+def _interval_problems(variable: xr.DataArray, name: Any) -> Iterator[str]:
+    """Yield violations by the intervals of a variable of a result."""
+    ends = [end for end in ENDS if f"{name}{end}" in variable.coords]
+    if len(ends) != len(ENDS) * ("interval" in variable.attrs):
+        yield f"{name} has a part of an interval; expected {name}.low, {name}.high and the attribute interval, or none"
+        return
+    low, high = ends_of(variable)
+    if (low > high).any() or (variable.values < low).any() or (variable.values > high).any():
+        yield f"{name} has values outside of their own intervals, {name}.low to {name}.high"
 
 
 def _study_problems(study: xr.Dataset) -> Iterator[str]:
@@ -203,7 +217,7 @@ def _coordinate_problems(data: xr.Dataset, fields: Mapping[str, Field]) -> Itera
         if field.kind == "number" and np.isnan(values).any():
             yield f"{name} has entries that are NaN; expected numbers"
     for name, coordinate in ((str(key), values) for key, values in data.coords.items()):
-        if name.endswith(CHANCE):
+        if name.endswith((CHANCE, *ENDS)):
             if set(coordinate.dims) != {"layer_a", "layer_b"} or coordinate.dtype.kind != "f":
                 yield f"{name} is {_dtype_and_dims(coordinate)}; expected numbers along (layer_a, layer_b)"
             continue

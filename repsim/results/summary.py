@@ -8,6 +8,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from repsim.results.chance import chance_in_words, chance_of
+from repsim.results.intervals import ends_of, interval_in_words
 from repsim.runtime.text_tables import Table
 
 MOST_MODELS = 12
@@ -26,7 +27,8 @@ def closest(variable: xr.DataArray) -> Table:
     the layers of the model in the row. For more than `MOST_MODELS` models it lists the closest and the farthest pairs.
 
     If chance levels are known, the closest layer is that whose value is farthest above its chance level, and none if
-    no value is above it; the levels stand beside the values unless all are 0.
+    no value is above it; the levels stand beside the values unless all are 0. Intervals stand beside the values of
+    two models.
 
     Parameters
     ----------
@@ -46,19 +48,32 @@ def closest(variable: xr.DataArray) -> Table:
     models = [list(dict.fromkeys(variable[f"model_{side}"].values.tolist())) for side in "ab"]
     if len(models[0]) > 1:
         return _closest_of_models(title, models, mean_of_closest(variable), sign, chance=beside)
+    ends, interval = ends_of(variable), interval_in_words(variable)
     rows: list[tuple[str, ...]] = []
     for i, (layer, row) in enumerate(zip(variable["layer_a"].values, above, strict=True)):
         if np.isnan(row).all():
-            cells = ["-", "undefined", *["-"] * beside]
+            cells = ["-", "undefined", *["-"] * (beside + bool(interval))]
         else:
             at = _first_largest(row)
             related = levels is None or row[at] > 0
             name = str(variable["layer_b"].values[at]) if related else "none is above chance"
             tables = [variable.values, *([levels] if beside and levels is not None else [])]
             cells = [name, *(f"{table[i, at]:z.4f}" for table in tables)]
+            cells += [_range(ends[:, i, at])] * bool(interval)
         rows.append((str(layer), *cells))
-    columns = (f"layer of {models[0][0]}", f"closest layer of {models[1][0]}", ">value", *[">by chance"] * beside)
+    columns = (
+        f"layer of {models[0][0]}",
+        f"closest layer of {models[1][0]}",
+        ">value",
+        *[">by chance"] * beside,
+        *[f">{interval}"] * bool(interval),
+    )
     return Table(title, columns, tuple(rows))
+
+
+def _range(ends: NDArray[np.float64]) -> str:
+    """Return an interval as text; ``-`` if it is undefined."""
+    return "-" if np.isnan(ends).any() else " to ".join(f"{end:z.4f}" for end in ends)
 
 
 def mean_of_closest(variable: xr.DataArray) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -104,6 +104,8 @@ AXIS = "axis_"
 """Beginning of the names of coordinates that hold the axes of models."""
 CHANCE = ".chance"
 """End of the names of coordinates that hold the chance levels of a variable of a result."""
+ENDS = (".low", ".high")
+"""Ends of the names of coordinates that hold the intervals of a variable of a result."""
 VARIABLES = (
     Entry(
         {"value": "similarity", "low": f"similarity, {_ENDS['low']}", "high": f"similarity, {_ENDS['high']}"},
@@ -610,6 +612,13 @@ RESULT_ATTRIBUTES = {
         required=False,
     ),
     "readouts": Field("selected readouts; missing if none was selected", "texts", required=False),
+    "groups": Field(
+        "groups of samples that intervals leave out as wholes: their `count`, the size of the `largest`, and `sha256` "
+        "of the numbers of the samples' groups (JSON); missing if every sample is independent. Values with an interval "
+        "are then computed from pairs of samples of different groups",
+        "object",
+        required=False,
+    ),
     "left_out": Field(
         "measures of a selected group that are undefined for these layers, need more samples, or take too much "
         "memory, with the reason",
@@ -650,6 +659,14 @@ METRIC_ATTRIBUTES = {
         "Missing in files of earlier versions",
         required=False,
         only=("zero", "known", "unknown", "undefined"),
+    ),
+    "interval": Field(
+        "level of the intervals over samples in the coordinates `NAME.low` and `NAME.high` (layer_a, layer_b); missing "
+        "if there are none",
+        "number",
+        least=0,
+        most=1,
+        required=False,
     ),
     "undefined": Field("reasons for missing values, as sentences; empty if none is missing", "texts"),
     "cautions": Field("values that say little, with the reason", "texts"),

@@ -8,10 +8,11 @@ import numpy as np
 import xarray as xr
 
 from repsim._version import __version__
+from repsim.engine.uncertainty import jackknife, quantile
 from repsim.results.coordinates import axis_coordinates
 from repsim.results.variables import describe
 from repsim.results.versions import STUDY, STUDY_VERSION
-from repsim.study import cautions, reading, words
+from repsim.study import cautions, words
 from repsim.study.chance import null_sd, pearson3, skewnesses
 from repsim.study.dataset_families import ceilings, pairs_of_families
 from repsim.study.dataset_map import map_of_models
@@ -20,7 +21,6 @@ from repsim.study.design import Pair
 from repsim.study.evidence import Evidence
 from repsim.study.indices import SHARES
 from repsim.study.inference import Inference
-from repsim.study.uncertainty import jackknife
 
 
 def study_dataset(evidence: Evidence, *, draws: int, seed: int, command: str) -> xr.Dataset:
@@ -100,7 +100,7 @@ def _layer_values(inference: Inference) -> xr.Dataset:
     for m, kind in enumerate(inference.conditions.values()):
         values = inference.indices.similarities(evidence.estimates.matrices, kind)[np.ix_(layers, layers)]
         table["value"][m] = values
-        margin = reading.quantile(inference.units) * evidence.estimates.errors[kind][np.ix_(rows, rows)]
+        margin = quantile(inference.units) * evidence.estimates.errors[kind][np.ix_(rows, rows)]
         table["low"][m], table["high"][m] = values - margin, values + margin
         table["chance"][m], table["chance_sd"][m] = 0, null_sd(n)
     if evidence.moments:

@@ -7,6 +7,7 @@ import numpy as np
 import xarray as xr
 from jaxtyping import Float64
 
+from repsim.engine.uncertainty import half_samples, jackknife
 from repsim.results.variables import CONTROL_PAIRS
 from repsim.study.claim_parts import FamilyPair, parts_of
 from repsim.study.claims import CLAIMED, Case, Part, decide
@@ -16,7 +17,6 @@ from repsim.study.design import Design, Pair
 from repsim.study.inference import Inference
 from repsim.study.other_measures import MeasureResult
 from repsim.study.partial_cka import ceiling
-from repsim.study.uncertainty import half_samples, jackknife
 
 _ENDS = ("", "_low", "_high")
 _OF_MEASURES = ("trained_value", *(f"effect{end}" for end in _ENDS))

@@ -9,13 +9,13 @@ import numpy as np
 import xarray as xr
 from jaxtyping import Float64
 
+from repsim.engine.uncertainty import jackknife
 from repsim.runtime import tuning
 from repsim.study.design import Pair
 from repsim.study.inference import Inference
 from repsim.study.layer_matching import mbm
 from repsim.study.model_map import clusters, common_share, embed, stability
 from repsim.study.other_measures import MeasureResult
-from repsim.study.uncertainty import jackknife
 
 _AT_ONCE = 2**21
 """Number of values between models without a sample that are held at once."""

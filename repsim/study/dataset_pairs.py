@@ -4,6 +4,7 @@ import numpy as np
 import xarray as xr
 from jaxtyping import Float64, Int64
 
+from repsim.engine.uncertainty import half_samples
 from repsim.results.variables import KINDS_OF_PAIRS, OTHER_MODALITY
 from repsim.study.chance import calibrated, p_value, threshold
 from repsim.study.design import Pair
@@ -12,7 +13,6 @@ from repsim.study.layer_matching import best_match, mbm, warp
 from repsim.study.multiple_tests import benjamini_hochberg, holm
 from repsim.study.other_measures import MeasureResult, identity_value
 from repsim.study.permutation_nulls import Null, null_of_values
-from repsim.study.uncertainty import half_samples
 
 _Matches = tuple[Int64[np.ndarray, " A"], Int64[np.ndarray, " B"]]
 """The layer of b for every layer of a, and the layer of a for every layer of b; -1 for none."""

@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Float, Float64, Int64
 
 from repsim._version import __version__
+from repsim.engine.uncertainty import errors_of
 from repsim.runtime import interrupts, tuning
 from repsim.runtime.processes import ALONE, Ranks
 from repsim.runtime.progress import Steps, counter
@@ -23,7 +24,7 @@ from repsim.study.blocks import Block, Sides, sides
 from repsim.study.controls import Control
 from repsim.study.design import Design, Member, Pair
 from repsim.study.gram_passes import Kernels, Matrices
-from repsim.study.indices import Indices, Key, Maps, cross_fitted, errors_of, matches_on, mean_over_splits
+from repsim.study.indices import Indices, Key, Maps, cross_fitted, matches_on, mean_over_splits
 from repsim.study.layer_matching import LayerMaps
 from repsim.study.planning import SINGLE, StudyPlan
 from repsim.study.similarities import Similarities

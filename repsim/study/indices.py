@@ -579,15 +579,6 @@ def _similarities(source: Matrices | Similarities) -> Similarities:
     return source if isinstance(source, Similarities) else Similarities.whole(source)
 
 
-def errors_of(
-    count: Float64[np.ndarray, "rows columns"] | int,
-    total: Float64[np.ndarray, "rows columns"],
-    squares: Float64[np.ndarray, "rows columns"],
-) -> Float64[np.ndarray, "rows columns"]:
-    """Return jackknife standard errors, from the sums of changes without each unit, and of their squares."""
-    return np.asarray(np.sqrt((count - 1) / count * np.maximum(squares - total**2 / count, 0)))
-
-
 def _normalised(
     C: Float64[np.ndarray, "*batch rows columns"],
     own_rows: Float64[np.ndarray, "*batch rows"],

@@ -7,14 +7,13 @@ from functools import cached_property
 import numpy as np
 from jaxtyping import Float64, Int64
 
+from repsim.engine.uncertainty import influence, multiplier_bootstrap, quantile
 from repsim.metrics.recipes.rows import cut
 from repsim.results.variables import CONTROL_PAIRS
 from repsim.study.design import Design, Member, Pair
 from repsim.study.evidence import Evidence
 from repsim.study.gram_passes import Matrices
 from repsim.study.indices import RAW, TWINS, Indices
-from repsim.study.reading import quantile
-from repsim.study.uncertainty import influence, multiplier_bootstrap
 
 TITLES = {
     RAW: "cka", "input": "cka given input", "labels": "cka given labels",

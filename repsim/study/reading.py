@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from functools import cache
 from typing import Literal
 
 import numpy as np
@@ -17,18 +16,6 @@ Level = Literal["", "networks", "architectures"]
 LEVELS: tuple[Level, ...] = ("", "networks", "architectures")
 LEVEL_NAMES: dict[str, str] = {"": "not shown", "networks": "these networks", "architectures": "these architectures"}
 """Levels in the words of tables, figures and pages."""
-
-
-@cache
-def quantile(n: int, level: float = 0.95) -> float:
-    """Return the half-width of a jackknife interval from n samples, in standard errors.
-
-    >>> round(quantile(1000), 2)
-    1.96
-    """
-    from scipy import stats  # noqa: PLC0415 - takes long to import
-
-    return float(stats.t.ppf((1 + level) / 2, n - 1))
 
 
 AGREEMENT_SIGNAL = 2.0

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from repsim import metrics as registry
 from repsim.engine.resampling import leave_one_out, permuted, subsampled
+from repsim.engine.uncertainty import jackknife
 from repsim.errors import Function, InvalidInputError
 from repsim.metrics.base import as_samples
 from repsim.metrics.recipes.rows import Rows
@@ -23,7 +24,6 @@ from repsim.results.versions import FORMAT
 from repsim.runtime.hardware import choose_device
 from repsim.stores.alignment import AlignedView
 from repsim.stores.store import ActivationStore, open_store
-from repsim.study.uncertainty import jackknife
 from repsim.trends.spans import select_layers
 
 LEFT = 0.5

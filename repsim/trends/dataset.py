@@ -11,12 +11,12 @@ import xarray as xr
 from jaxtyping import Float64
 
 from repsim._version import __version__
+from repsim.engine.uncertainty import influence, jackknife, multiplier_bootstrap
 from repsim.metrics import Metric
 from repsim.results.coordinates import axis_coordinates
 from repsim.results.series_variables import NETWORK, OTHER_RUNS, OVER, PREVIOUS, REFERENCE, describe_series
 from repsim.results.versions import SERIES, SERIES_VERSION
 from repsim.study.other_measures import identity_value
-from repsim.study.uncertainty import influence, jackknife, multiplier_bootstrap
 from repsim.trends.arrangement import Arrangement, Point
 from repsim.trends.estimates import Estimate, Measured, common_layers, estimate, mean_over_layers, within
 from repsim.trends.names import GIVEN_INPUT

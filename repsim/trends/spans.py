@@ -10,12 +10,12 @@ from numpy.typing import NDArray
 
 from repsim import metrics as registry
 from repsim.engine.comparison import compare
-from repsim.engine.resampling import leave_one_out, subsampled
+from repsim.engine.resampling import leave_one_out, leaves_one_out, subsampled
+from repsim.engine.uncertainty import jackknife
 from repsim.errors import Argument, InvalidInputError, Remedy
-from repsim.metrics.base import GramMetric, Metric
+from repsim.metrics.base import Metric
 from repsim.stores.opening import StoreLike
 from repsim.stores.store import ActivationStore, open_store
-from repsim.study.uncertainty import jackknife
 
 WARNING = (
     "a high similarity says that the span changes the representation little, not that the network keeps its accuracy "
@@ -181,7 +181,7 @@ def _similarities(
     """Return the values of all pairs of layers, and the ends of their intervals, which are NaN where there is none."""
     at = [store.layers.index(name) for name in names]
     places = np.ix_(at, at)
-    exact = isinstance(measure, GramMetric) and measure.unbiased and measure.normalised
+    exact = leaves_one_out(measure)
     grouped = exact and store.groups is not None
     if grouped:
         values = subsampled(

@@ -7,10 +7,10 @@ import torch
 from numpy.typing import NDArray
 
 from repsim.engine.resampling import leave_one_out
+from repsim.engine.uncertainty import jackknife
 from repsim.metrics.cka import CKA
 from repsim.metrics.recipes.gram import CentredGram
 from repsim.metrics.recipes.groups import Groups
-from repsim.study.uncertainty import jackknife
 
 Array = NDArray[np.float64]
 

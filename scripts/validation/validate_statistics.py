@@ -33,6 +33,7 @@ from simulated_studies import (
 
 from repsim.engine.null_moments import cubic_moments
 from repsim.engine.resampling import random_permutations
+from repsim.engine.uncertainty import jackknife, quantile
 from repsim.metrics.cka import CKA
 from repsim.metrics.recipes.groups import Groups
 from repsim.results.variables import CONTROL_PAIRS
@@ -51,8 +52,6 @@ from repsim.study.gram_passes import Kernels, permuted_values
 from repsim.study.indices import RAW, TWINS, Indices, Maps, cross_fitted, matches_on, mean_over_splits
 from repsim.study.inference import Inference
 from repsim.study.partial_cka import partial
-from repsim.study.reading import quantile
-from repsim.study.uncertainty import jackknife
 
 Numbers = Mapping[str, float]
 

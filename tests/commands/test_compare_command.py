@@ -260,3 +260,27 @@ def test_a_killed_comparison_goes_on(
     assert {name: complete[name] for name in left} == left, "finished parts were computed again"
     assert names(tmp_path) == ["a.h5", "b.h5", "c.h5"]
     xr.testing.assert_equal(again, compare(paths, metrics=["cka:kernel=rbf,sigma=5.0"]))
+
+
+# --- intervals
+
+
+def test_intervals_are_computed_saved_and_shown(tmp_path: Path, stores: list[Path]) -> None:
+    out = tmp_path / "result.nc"
+    shown = succeed(*stores[:2], "--level", 0.9, "-o", out)
+    assert "90 % interval" in shown.stdout
+    result = open_result(out)
+    expected = compare(stores[0], stores[1], interval=0.9)
+    for name in ("cka", "cka.low", "cka.high"):
+        np.testing.assert_array_equal(result[name].values, expected[name].values)
+    as_json = json.loads(succeed(*stores[:2], "--interval", "--json").stdout)
+    assert as_json["metrics"]["cka"]["interval"] == 0.95
+    assert "each sample left out" in succeed(*stores[:2], "--interval", "--dry-run").output
+
+
+def test_intervals_that_cannot_be_computed_are_refused(tmp_path: Path, stores: list[Path]) -> None:
+    out = tmp_path / "result.nc"
+    assert fail(*stores[:2], "-m", "svcca", "--interval", "-o", out).startswith("no interval for svcca: ")
+    assert fail(*stores[:2], "--groups", "folders", "-o", out) == "groups are those of an interval; add --interval"
+    assert "are in no folder, so folders make no groups" in fail(*stores[:2], "--interval", "--groups", "folders")
+    assert not out.exists()

@@ -13,6 +13,7 @@ import xarray as xr
 
 from repsim.engine.null_moments import cubic_moments
 from repsim.engine.resampling import permuted, random_permutations
+from repsim.engine.uncertainty import jackknife
 from repsim.metrics.recipes.gram import CentredGram
 from repsim.stores.store import ActivationStore
 from repsim.study import controls
@@ -27,7 +28,6 @@ from repsim.study.chance import (
 from repsim.study.design import design
 from repsim.study.layer_matching import LayerMaps, best_maps, best_match, mbm, split_half
 from repsim.study.multiple_tests import benjamini_hochberg, holm
-from repsim.study.uncertainty import jackknife
 from repsim.study.universality import universality
 from repsim.testing.examples import TRAINED, Array, write_network, write_networks
 from tests.study.references import balanced_halves, cosines, unit_kernel, without

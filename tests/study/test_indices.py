@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from repsim.engine.uncertainty import jackknife
 from repsim.runtime.processes import ALONE
 from repsim.study import controls
 from repsim.study.block_sums import block_sums, draw_halves
@@ -19,7 +20,6 @@ from repsim.study.estimation import without_each
 from repsim.study.gram_passes import Kernels, kernels
 from repsim.study.indices import RAW, TWINS, Indices, cross_fitted, matches_on, mean_over_splits
 from repsim.study.layer_matching import LayerMaps
-from repsim.study.uncertainty import jackknife
 from repsim.study.universality import universality
 from repsim.testing.examples import TRAINED, UNTRAINED, Array, append_features, unrelated_layers, write_network
 from tests.study.references import cosines, kernel_within, unit_kernel, without

@@ -14,6 +14,7 @@ import xarray as xr
 from repsim import metrics as registry
 from repsim.engine.checkpoints import Checkpoints
 from repsim.engine.resampling import permuted, random_permutations, random_subsamples
+from repsim.engine.uncertainty import half_samples
 from repsim.metrics import Metric
 from repsim.metrics.recipes.groups import Groups
 from repsim.runtime import tuning
@@ -23,7 +24,6 @@ from repsim.study.chance import calibrated, p_value, threshold
 from repsim.study.design import Design, Pair, design
 from repsim.study.layer_matching import mbm
 from repsim.study.other_measures import MeasureResult, Setting, measure
-from repsim.study.uncertainty import half_samples
 from repsim.study.units import Sharing
 from repsim.study.universality import universality
 from repsim.testing.examples import TRAINED, UNTRAINED, Array, unrelated_layers, write_network, write_networks

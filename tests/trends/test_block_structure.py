@@ -13,8 +13,8 @@ import pytest
 from numpy.typing import NDArray
 
 import repsim
+from repsim.engine.uncertainty import jackknife
 from repsim.errors import InvalidInputError
-from repsim.study.uncertainty import jackknife
 from repsim.trends import block_structure as module
 from repsim.trends.block_structure import alike_blocks, block_structure
 

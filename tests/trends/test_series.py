@@ -13,11 +13,11 @@ import pytest
 
 import repsim
 from repsim.engine.checkpoints import Checkpoints
+from repsim.engine.uncertainty import jackknife
 from repsim.errors import SampleMismatchError
 from repsim.runtime import tuning
 from repsim.study import controls
 from repsim.study.partial_cka import partial
-from repsim.study.uncertainty import jackknife
 from tests.trends.conftest import LAYERS, STEPS, Write, step_layers
 
 

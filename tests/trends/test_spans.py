@@ -11,12 +11,12 @@ import pytest
 import torch
 
 import repsim
+from repsim.engine.uncertainty import jackknife
 from repsim.errors import InvalidInputError
 from repsim.extractors.factory import make_extractor
 from repsim.extractors.samples.opening import open_images
 from repsim.figures import plot_spans
 from repsim.stores.store import ActivationStore
-from repsim.study.uncertainty import jackknife
 from tests.commands import calls
 
 

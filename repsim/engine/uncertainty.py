@@ -6,11 +6,11 @@ to their replicates first: ``jackknife(a - b, left_out_a - left_out_b)``, or ``i
 """
 
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from jaxtyping import Float64
 from numpy.typing import ArrayLike
-from scipy import stats
 
 from repsim.errors import InvalidInputError
 from repsim.runtime import tuning
@@ -27,6 +27,29 @@ class Interval:
     high: Values
     se: Values
     """The standard error."""
+
+
+@cache
+def quantile(n: int, level: float = 0.95) -> float:
+    """Return the half-width of a jackknife interval from n samples, in standard errors.
+
+    >>> round(quantile(1000), 2)
+    1.96
+    """
+    from scipy import stats  # noqa: PLC0415 - takes long to import
+
+    return float(stats.t.ppf(_upper(level), n - 1))
+
+
+def p_value_of(theta: float, se: float, n: int) -> float:
+    """Return the two-sided p-value of Student's t test, with n - 1 degrees of freedom, that a value is 0.
+
+    >>> round(p_value_of(2.0, 1.0, 61), 3)
+    0.05
+    """
+    from scipy import stats  # noqa: PLC0415 - takes long to import
+
+    return float(2 * stats.t.sf(abs(theta) / se, n - 1))
 
 
 def influence(theta: ArrayLike, left_out: ArrayLike) -> Replicates:
@@ -102,7 +125,19 @@ def jackknife(theta: ArrayLike, left_out: ArrayLike, level: float = 0.95) -> Int
     theta, left_out = _replicates(theta, left_out)
     n = len(left_out)
     se = np.sqrt((n - 1) / n * ((left_out - left_out.mean(0)) ** 2).sum(0))
-    return _interval(theta, se, stats.t.ppf(_upper(level), n - 1))
+    return _interval(theta, se, quantile(n, level))
+
+
+def errors_of(
+    count: Float64[np.ndarray, "rows columns"] | int,
+    total: Float64[np.ndarray, "rows columns"],
+    squares: Float64[np.ndarray, "rows columns"],
+) -> Float64[np.ndarray, "rows columns"]:
+    """Return jackknife standard errors, from the sums of changes without each unit, and of their squares.
+
+    They are those of `jackknife`, for values that are not in memory at once.
+    """
+    return np.asarray(np.sqrt((count - 1) / count * np.maximum(squares - total**2 / count, 0)))
 
 
 def multiplier_bootstrap(theta: ArrayLike, influences: ArrayLike, draws: int = 2000, seed: int = 0) -> Replicates:
@@ -229,11 +264,11 @@ def half_samples(theta: ArrayLike, values: ArrayLike, n: int, m: int | None = No
     if not 0 < m < n:
         raise InvalidInputError(f"expected subsamples of fewer than the n stimuli, got m = {m} and n = {n}")
     se = values.std(0, ddof=1) * np.sqrt(m / (n - m))
-    return _interval(theta, se, stats.t.ppf(_upper(level), min(len(values), n) - 1))
+    return _interval(theta, se, quantile(min(len(values), n), level))
 
 
-def _interval(theta: Values, se: Values | np.float64, quantile: float) -> Interval:
-    return Interval(*(np.asarray(x) for x in (theta - quantile * se, theta + quantile * se, se)))
+def _interval(theta: Values, se: Values | np.float64, width: float) -> Interval:
+    return Interval(*(np.asarray(x) for x in (theta - width * se, theta + width * se, se)))
 
 
 def _upper(level: float) -> float:

@@ -7,16 +7,16 @@ import pytest
 from numpy.typing import NDArray
 from scipy import stats
 
-from repsim.errors import InvalidInputError
-from repsim.metrics import get
-from repsim.study.partial_cka import partial
-from repsim.study.uncertainty import (
+from repsim.engine.uncertainty import (
     half_samples,
     influence,
     interval_of,
     jackknife,
     multiplier_bootstrap,
 )
+from repsim.errors import InvalidInputError
+from repsim.metrics import get
+from repsim.study.partial_cka import partial
 
 Array = NDArray[np.float64]
 
