@@ -50,9 +50,9 @@ _HASH_DIGITS = 12
 """Number of digits of a hash that are shown."""
 
 PANELS_NOTE = (
-    "Every panel is a family: its networks among themselves, and with those of the other families, nearest first. Small "
-    "dots are pairs of networks, the large one is their mean; hollow: mean of their strongest controls. All panels have "
-    "one scale."
+    "Every panel is a family: its networks among themselves, and with those of the other families, nearest first. "
+    "Small dots are pairs of networks, the large one is their mean; hollow: mean of their strongest controls. All "
+    "panels have one scale."
 )
 """Note that explains the panels of families."""
 
