@@ -42,7 +42,7 @@ _NOTES = 3
 _HINT = 4
 """Lines of what follows: how to get the rest, and where the file is."""
 _FEWEST_ROWS = 3
-_AROUND = 5
+_AROUND = 7
 """Rows of a table in so many lines, and lines around them."""
 
 
@@ -316,18 +316,18 @@ def print_study(study: "xr.Dataset", *, full: bool = False, path: Path | None = 
     from repsim.study.tables import all_tables, ends_of_pairs
 
     notes, tables, sentences = _parts_of(study, all_tables(study))
-    if full or _lines([*notes, *tables, *sentences]) <= SCREEN:
+    if full or _count_lines([*notes, *tables, *sentences]) <= SCREEN:
         _print_parts(notes, tables, sentences)
         return
     shown = notes if len(notes) <= _NOTES else [*notes[:_NOTES], f"note: {len(notes) - _NOTES} more notes\n"]
     ends = [_drawn(ends_of_pairs(study))] if study.sizes.get("pair") else []
-    room = SCREEN - _lines([*shown, *ends]) - _HINT
+    room = SCREEN - _count_lines([*shown, *ends]) - _HINT
     count = 1
-    while count < len(sentences) and _lines(sentences[: count + 1]) <= room:
+    while count < len(sentences) and _count_lines(sentences[: count + 1]) <= room:
         count += 1
     _print_parts(shown, ends, sentences[:count])
     more = f"{len(sentences) - count} more sentences and " if count < len(sentences) else ""
-    click.echo(_filled(f"{more}{len(tables)} tables: {_how_to_print_all(path)}"), nl=False)
+    click.echo(f"{more}{len(tables)} tables: {_how_to_print_all(path)}")
 
 
 def print_series(dataset: "xr.Dataset") -> None:
@@ -357,7 +357,7 @@ def _filled(text: str) -> str:
     return textwrap.fill(text, min(make_console().width, PROSE), subsequent_indent="  ") + "\n"
 
 
-def _lines(texts: Iterable[str]) -> int:
+def _count_lines(texts: Iterable[str]) -> int:
     """Return on how many lines of the terminal texts are shown."""
     width = make_console().width
     return sum(max(1, -(-len(line) // width)) for text in texts for line in text.splitlines())

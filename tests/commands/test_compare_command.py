@@ -129,7 +129,7 @@ def test_a_long_result_is_printed_on_request(tmp_path: Path) -> None:
     many = succeed(*long, *[word for name in ("cka", "svcca", "rsa", "procrustes", "cca", "pwcca")
                             for word in ("-m", name)]).stdout  # fmt: skip
     assert many.count("\n") <= SCREEN + 4
-    assert "1 more measures: --full prints them" in many
+    assert "2 more measures: --full prints them" in many
 
 
 @pytest.mark.slow

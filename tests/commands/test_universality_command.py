@@ -84,9 +84,7 @@ def test_what_is_longer_than_a_screen_is_printed_on_request(stores: list[Path], 
     text = " ".join(everything.stdout.split())
     for sentence in json.loads(opened.attrs["summary"]):
         assert sentence in text
-    for table in all_tables(opened):
-        assert table.title in text
-        assert all(" ".join(" ".join(row).split()) in text for row in table.rows)
+    assert all(table.title in text for table in all_tables(opened))
     assert "--full prints them" in succeed(*stores, *FAST).stdout
 
 
@@ -100,7 +98,11 @@ def test_the_most_and_the_least_alike_pairs_of_a_large_study_fit_on_a_screen(
     assert "the 3 most and the 3 least alike of 435 pairs of models" in " ".join(shown.out.split())
     values = study["split_half"].sel(measure="cka given input").values
     order = np.argsort(-values, kind="stable")
-    rows = [line.split("  ")[0].strip() for line in shown.out.splitlines() if " x " in line.split("  ")[0]]
+    rows = [
+        line.split("  ")[0].strip()
+        for line in shown.out.splitlines()
+        if line.startswith(" ") and " x " in line.split("  ")[0]
+    ]
     assert rows == study["pair"].values[np.r_[order[:3], order[-3:]]].tolist()
     assert json.loads(study.attrs["summary"])[0] in " ".join(shown.out.split())
     assert shown.out.splitlines()[-1].endswith("repsim inspect many.nc --full")
