@@ -1,7 +1,7 @@
 // Draws one small panel for each family: how similar its networks are to those of every family.
 
 const SVG = "http://www.w3.org/2000/svg";
-const MOST_PANELS = 24;
+const MOST_PANELS = 12;
 const MOST_ROWS = 12; // of more families, a panel shows the nearest and the farthest ones
 const PANEL = { row: 18, top: 6, bottom: 20, letters: 16, right: 10 };
 

@@ -111,7 +111,7 @@ class Maps {
     return {
       width, height, margin,
       legend: { orientation: "h", y: 1.01, yanchor: "bottom", x: 0 },
-      showlegend: true,
+      showlegend: this.families.length <= 12, // of more it would cover the figure; points tell their family
       xaxis: { range: [middle(across) - half * ratio, middle(across) + half * ratio] },
       yaxis: { range: [middle(up) - half, middle(up) + half] },
     };

@@ -279,7 +279,7 @@ def test_a_browser_shows_networks_and_then_the_layers_of_a_pair(
         assert len(labels) == len(set(labels)) == 20
         assert "of 435 pairs are drawn" in page.locator("#pairs-note").text_content()
         families = large["family"].values.tolist()
-        assert page.locator("#panels .panel").count() == min(24, len(set(families)))
+        assert page.locator("#panels .panel").count() == min(12, len(set(families)))
         page.click("#family-panels summary")
         row = page.locator("#family-panels details tbody tr").first.inner_text().split("\t")
         own = (large["pair_a"].isin(members := large["model"].values[np.array(families) == families[0]])
