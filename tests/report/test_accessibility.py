@@ -20,10 +20,12 @@ from tests.report.test_browser import luminance
 Open = Callable[..., Any]
 TURNED = "\u202enet\u2066 \u05e9\u05dc\u05d5\u05dd \u200f"
 UNNAMED = """() => {
-  const name = (x) => x.ariaLabel || x.getAttribute('aria-labelledby') || [...(x.labels ?? [])].map(y => y.textContent).join('')
-    || x.alt || x.textContent.trim();
-  const roles = 'a, button, input, select, summary, img, svg[role=img], [role=application], [role=region], [role=group], fieldset, form';
-  return [...document.querySelectorAll(roles)].filter(x => x.checkVisibility() && !x.closest('.modebar') && !name(x)).map(x => x.outerHTML.slice(0, 99));
+  const label = (x) => [...(x.labels ?? [])].map(y => y.textContent).join('');
+  const name = (x) => x.ariaLabel || x.getAttribute('aria-labelledby') || label(x) || x.alt || x.textContent.trim();
+  const roles = ['a', 'button', 'input', 'select', 'summary', 'img', 'svg[role=img]', '[role=application]',
+    '[role=region]', '[role=group]', 'fieldset', 'form'].join();
+  const shown = [...document.querySelectorAll(roles)].filter(x => x.checkVisibility() && !x.closest('.modebar'));
+  return shown.filter(x => !name(x)).map(x => x.outerHTML.slice(0, 99));
 }"""
 CONTRASTS = """() => {
   const ground = (x) => {
@@ -34,8 +36,14 @@ CONTRASTS = """() => {
     return 'rgb(255, 255, 255)';
   };
   const own = (x) => [...x.childNodes].some(y => y.nodeType === 3 && y.textContent.trim());
-  return [...document.querySelectorAll('body *')].filter(x => own(x) && x.checkVisibility() && !x.closest('svg, script, style, [disabled], noscript') && !x.previousElementSibling?.disabled)
-    .map(x => [getComputedStyle(x).color, ground(x), x.textContent.slice(0, 40)]);
+  const left = 'svg, script, style, [disabled], noscript, input:disabled + *';
+  const shown = [...document.querySelectorAll('body *')].filter(x => own(x) && x.checkVisibility() && !x.closest(left));
+  return shown.map(x => [getComputedStyle(x).color, ground(x), x.textContent.slice(0, 40)]);
+}"""
+WIDE = """() => {
+  const parts = [...document.querySelectorAll('button, select, p, li, dd, h1, h2, h3, figure, .plot')];
+  const out = (x) => x.checkVisibility() && !x.closest('.scroll') && x.getBoundingClientRect().right > innerWidth + 1;
+  return parts.filter(out).map(x => x.id || x.textContent.slice(0, 40));
 }"""
 
 
@@ -121,11 +129,7 @@ def test_nothing_but_tables_is_scrolled_sideways(open_page: Open, name: str, vie
     page = open_page(name, **view)
     width, height = view["viewport"]["width"], view["viewport"]["height"]
     assert page.evaluate("document.documentElement.scrollWidth") <= width
-    wide = (
-        "[...document.querySelectorAll('button, select, p, li, dd, h1, h2, h3, figure, .plot')].filter(x => "
-        "x.checkVisibility() && !x.closest('.scroll') && x.getBoundingClientRect().right > innerWidth + 1).map(x => x.id || x.textContent.slice(0, 40))"
-    )
-    assert page.evaluate(wide) == []
+    assert page.evaluate(WIDE) == []
     page.evaluate("document.getElementById('pairs').scrollIntoView()")
     stuck = page.evaluate("document.getElementById('controls').getBoundingClientRect().bottom")
     assert stuck < height / 3
