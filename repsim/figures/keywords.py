@@ -1,6 +1,7 @@
 """Check the keywords that figures share, so that a wrong one is one clear error and not one of matplotlib's."""
 
 import inspect
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from numbers import Real
 from typing import Any
@@ -44,16 +45,19 @@ def check_keywords(function: Callable[..., Any], keywords: Mapping[str, Any]) ->
             similar = nearest(name, own)
             meant = f"did you mean {' or '.join(similar)}?" if similar else f"it has {', '.join(own)}"
             raise TypeError(f"{function.__name__} has no keyword {name!r}; {meant}")
-        types, expected = _TYPES.get(name, ((object,), ""))
-        if value is None or name not in _TYPES:
-            continue
-        number = Real in types
-        if not isinstance(value, types) or (number and (isinstance(value, bool) or not np.isfinite(float(value)))):
-            raise InvalidInputError(f"expected {name}={expected}, got {value!r}")
-        if name == "width" and value <= 0:
-            raise InvalidInputError(f"expected {name}={expected}, got {value!r}")
-        if name == "labels" and (wrong := [x for pair in value.items() for x in pair if not isinstance(x, str)]):
-            raise InvalidInputError(f"expected labels={expected}, got one with {wrong[0]!r}")
+        if value is not None and name in _TYPES:
+            _check_value(name, value)
+
+
+def _check_value(name: str, value: Any) -> None:
+    types, expected = _TYPES[name]
+    is_wrong = not isinstance(value, types)
+    if Real in types and not is_wrong:
+        is_wrong = isinstance(value, bool) or not math.isfinite(float(value)) or (name == "width" and value <= 0)
+    if is_wrong:
+        raise InvalidInputError(f"expected {name}={expected}, got {value!r}")
+    if name == "labels" and (others := [x for pair in value.items() for x in pair if not isinstance(x, str)]):
+        raise InvalidInputError(f"expected labels={expected}, got one with {others[0]!r}")
 
 
 def keywords_of(function: Callable[..., Any]) -> Iterator[str]:

@@ -271,10 +271,10 @@ def test_a_browser_shows_networks_and_then_the_layers_of_a_pair(
             assert len(head) <= 26
         values = np.array(page.evaluate(shown, "all-map"), float)
         np.testing.assert_allclose(values, values.T)
-        expected = large.sel(measure="cka given input").set_index(pair=["pair_a", "pair_b"])["split_half"]
+        of_pairs = large.sel(measure="cka given input").set_index(pair=["pair_a", "pair_b"])["split_half"]
         first, second = sorted(order[:2])
         pair = {"pair_a": large["model"].values[first], "pair_b": large["model"].values[second]}
-        np.testing.assert_allclose(values[0, 1], float(expected.sel(pair=tuple(pair.values()))), rtol=1e-6)
+        np.testing.assert_allclose(values[0, 1], float(of_pairs.sel(pair=tuple(pair.values()))), rtol=1e-6)
         labels = page.evaluate("document.getElementById('forest').layout.yaxis.ticktext")
         assert len(labels) == len(set(labels)) == 20
         assert "of 435 pairs are drawn" in page.locator("#pairs-note").text_content()
