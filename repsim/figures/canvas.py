@@ -28,7 +28,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.transforms import Affine2DBase, BboxBase, ScaledTranslation, blended_transform_factory
 
-from repsim.errors import Argument, InvalidInputError, Remedy, UnknownNameError
+from repsim.errors import InvalidInputError, UnknownNameError
 from repsim.figures.lettering import escape_text, set_fallback_fonts, wrap
 from repsim.figures.styles import LEADING, em, frame, label_size, legend_size, note_size, title_size
 from repsim.results.variables import KINDS_OF_PAIRS
@@ -122,12 +122,10 @@ def _no_room_is_an_error(figure: Figure) -> Iterator[None]:
         warnings.filterwarnings("error", _NO_ROOM, UserWarning)
         try:
             yield
-        except UserWarning as warning:
-            if _NO_ROOM not in str(warning):
-                raise
+        except UserWarning:
             raise InvalidInputError(
-                f"the text leaves no room for the axes in a figure of {figure.get_figwidth():.1f} inches",
-                remedy=Remedy("give more ", Argument("width"), " or a smaller font size"),
+                f"the text leaves no room for the axes in a figure of {figure.get_figwidth():.1f} inches; give more "
+                "width or a smaller font size"
             ) from None
 
 

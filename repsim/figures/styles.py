@@ -14,7 +14,7 @@ from typing import Any, Literal, ParamSpec, TypeVar
 import matplotlib as mpl
 from matplotlib.font_manager import FontProperties, fontManager
 
-from repsim.errors import Argument, InvalidInputError, MissingFontWarning, Remedy, UnknownNameError
+from repsim.errors import InvalidInputError, MissingFontWarning, UnknownNameError
 from repsim.figures.keywords import check_keywords
 
 P = ParamSpec("P")
@@ -100,9 +100,7 @@ def style_context(
     if style is not None and style not in STYLES:
         raise UnknownNameError("style of figures", style, list(STYLES))
     if font is not None and not font.strip():
-        raise InvalidInputError(
-            "the font has no name", remedy=Remedy("name a family such as Arial, or leave out ", Argument("font"))
-        )
+        raise InvalidInputError("the font has no name; name a family such as Arial, or none")
     chosen = _current.get() if style is None else STYLES[style]
     settings: dict[Any, Any] = dict(STYLES[style].settings) if style is not None else {}
     if size is not None:
