@@ -24,7 +24,7 @@ function placeNames(names, x, y, { width, height, margin, xaxis, yaxis }) {
     };
     for (const [position, { left, top }] of Object.entries(boxes)) {
       const box = { left, top, right: left + long, bottom: top + high };
-      if (left < 2 - margin.l || box.right > wide + margin.r - 2 || top < 0 || box.bottom > tall || taken.some((other) => overlaps(box, other))) continue;
+      if (left < 2 || box.right > wide - 2 || top < 0 || box.bottom > tall || taken.some((other) => overlaps(box, other))) continue;
       taken.push(box);
       placed[k] = { text: names[k], position };
       break;
