@@ -187,6 +187,10 @@ class TooLittleMemoryError(RepsimError, MemoryError):
         super().__init__(*problem, remedy=remedy)
 
 
+_MOST_KNOWN, _MOST_LOOKED_UP = 12, 500
+"""Largest number of names that an error lists, and of names of which it lists the first ones."""
+
+
 class UnknownNameError(RepsimError, LookupError):
     """Name that is not registered; ``candidates`` are the most similar registered names, ignoring case.
 
@@ -202,8 +206,9 @@ class UnknownNameError(RepsimError, LookupError):
         message = f"unknown {kind} {name!r}"
         if self.candidates:
             message += f"; did you mean {' or '.join(self.candidates)}?"
-        elif 0 < len(names) <= 12:
-            message += f"; known: {', '.join(names)}"
+        elif 0 < len(names) <= _MOST_LOOKED_UP:
+            more = f" and {len(names) - _MOST_KNOWN} more" if len(names) > _MOST_KNOWN else ""
+            message += f"; known: {', '.join(names[:_MOST_KNOWN])}{more}"
         super().__init__(f"{message} ({where})" if where else message, remedy=remedy)
 
 

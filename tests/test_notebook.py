@@ -161,7 +161,7 @@ def test_parts_of_a_result_and_what_users_add_are_no_trouble(result: xr.Dataset)
 def test_a_study_shows_its_sentences_and_the_tables_of_the_terminal(
     study: xr.Dataset, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    terminal.print_study(study)
+    terminal.print_study(study, full=True)
     output = " ".join(capsys.readouterr().out.split())
     assert study.repsim.summary == json.loads(study.attrs["summary"])
     assert study.repsim.warnings == json.loads(study.attrs["warnings"])

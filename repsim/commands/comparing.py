@@ -10,7 +10,7 @@ import click
 
 from repsim.commands import completing, terminal
 from repsim.commands.options import options
-from repsim.commands.shared import JSON, PATH, Command, command_line, is_first_process, print_note
+from repsim.commands.shared import FULL, JSON, PATH, Command, command_line, is_first_process, print_note
 from repsim.engine.options import CompareOptions
 from repsim.runtime.options import options_of
 
@@ -34,6 +34,7 @@ from repsim.runtime.options import options_of
     "--level", type=click.FloatRange(0, 1, min_open=True, max_open=True), help="Level of --interval, instead of 0.95."
 )
 @click.option("--dry-run", is_flag=True, help="Show what would be done, with time and memory; compute nothing.")
+@FULL
 @JSON
 def compare(
     stores: Sequence[Path],
@@ -44,6 +45,7 @@ def compare(
     interval: bool,
     level: float | None,
     dry_run: bool,
+    full: bool,
     as_json: bool,
     **chosen: Any,
 ) -> None:
@@ -89,8 +91,7 @@ def compare(
     if as_json:
         click.echo(json.dumps(result_as_json(compared.result)))
         return
-    for variable in compared.result.data_vars.values():
-        terminal.print_matches(variable)
+    terminal.print_result(compared.result, full=full, path=out if compared.saved else None)
     if out is not None and compared.saved:
         draw = shlex.join(["repsim", "heatmap", str(out), "-o", str(out.with_suffix(".png"))])
         click.echo(f"saved {out}; draw it with: {draw}")

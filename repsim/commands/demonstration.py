@@ -28,4 +28,4 @@ def demo(out: Path) -> None:
         files = run(out, advance)
     for path, description in files.items():
         click.echo(f"{path}  {description}")
-    terminal.print_study(open_study(out / STUDY))
+    terminal.print_study(open_study(out / STUDY), path=out / STUDY)

@@ -30,6 +30,16 @@ _LOOK = (
     click.option(
         "--dpi", type=click.IntRange(min=50, max=2400), help="Dots per inch of .png and .tiff.  [default: 300]"
     ),
+    click.option("--title", help="Title of the figure."),
+    click.option(
+        "--range",
+        "limits",
+        type=float,
+        nargs=2,
+        metavar="LOW HIGH",
+        help="Limits of the colours of a heatmap.  [default: the range of the measure]",
+    ),
+    click.option("--cmap", help="Colour map of matplotlib, such as viridis or Greys.  [default: repsim's]"),
     click.option(
         "--label",
         "labels",
@@ -55,6 +65,13 @@ def _labels(pairs: Sequence[str]) -> dict[str, str] | None:
     return {pair.split("=", 1)[0]: pair.split("=", 1)[1] for pair in pairs} or None
 
 
+def _image(cmap: str | None, limits: tuple[float, float] | None) -> dict[str, Any]:
+    """Return the values of --cmap and --range as keywords of figures."""
+    return ({"cmap": cmap} if cmap is not None else {}) | (
+        dict(zip(("vmin", "vmax"), limits, strict=True)) if limits else {}
+    )
+
+
 @click.command(cls=Command)
 @click.argument("files", nargs=-1, required=True, type=PATH, shell_complete=completing.files(".nc"))
 @click.option(
@@ -70,16 +87,6 @@ def _labels(pairs: Sequence[str]) -> dict[str, str] | None:
 @click.option(
     "--marks/--no-marks", default=None, help="Cross out cells that are not above chance.  [default: if p is known]"
 )
-@click.option("--title", help="Title of the figure.")
-@click.option(
-    "--range",
-    "limits",
-    type=float,
-    nargs=2,
-    metavar="LOW HIGH",
-    help="Limits of the colours.  [default: the range of the measure]",
-)
-@click.option("--cmap", help="Colour map of matplotlib, such as viridis or Greys.  [default: repsim's]")
 @click.option("--annotate", is_flag=True, help="Write the value into every cell.")
 @click.option("--cbar/--no-cbar", default=True, show_default=True, help="Draw the colour bar.")
 @click.option("--order", metavar="LAYER,...", help="Layers to show, in this order.  [default: all, by depth]")
@@ -144,9 +151,9 @@ def heatmap(
     measures = list(specs) or None
     opened = [open_result_or_study(file) for file in files]
     options: dict[str, Any] = {
-        "path": path, "marks": marks, "title": title, "cmap": cmap, "annotate": annotate, "cbar": cbar, "width": width,
+        "path": path, "marks": marks, "title": title, "annotate": annotate, "cbar": cbar, "width": width,
         "labels": _labels(labels), "order": order.split(",") if order else None,
-    } | (dict(zip(("vmin", "vmax"), limits, strict=True)) if limits else {})  # fmt: skip
+    } | _image(cmap, limits)  # fmt: skip
     if any(data.attrs["format"] == SERIES for data in opened):
         raise InvalidInputError("a series is no heatmap of two networks; `repsim figures` draws its figures")
     with figures.style_context(style, font=font, size=size):
@@ -198,6 +205,9 @@ def figures(
     font: str | None,
     size: float | None,
     dpi: int | None,
+    title: str | None,
+    limits: tuple[float, float] | None,
+    cmap: str | None,
     labels: Sequence[str],
 ) -> None:
     """Draw every figure of FILE, a study of `repsim universality` or a series of `repsim series`.
@@ -216,6 +226,7 @@ def figures(
       repsim figures series.nc -o figures/
       repsim figures study.nc -o figures/ --format pdf --width 7
       repsim figures study.nc -o figures/ --style nature --format eps --only pairs --only map
+      repsim figures study.nc -o figures/ --only heatmaps --only models --cmap viridis --range 0 0.5
       repsim figures study.nc -o slides/ --style talk --label digits_vit.seed0='ViT, seed 0'
     """
     from repsim.errors import InvalidInputError
@@ -228,6 +239,7 @@ def figures(
         raise InvalidInputError(f"{file} is a comparison, not a study or a series; `repsim heatmap` draws comparisons")
     with style_context(style, font=font, size=size):
         for name, description, path in save_all(
-            data, out, form=form, width=width, dpi=dpi, among=list(only) or None, labels=_labels(labels)
-        ):
+            data, out, form=form, width=width, dpi=dpi, among=list(only) or None, labels=_labels(labels), title=title,
+            **_image(cmap, limits),
+        ):  # fmt: skip
             click.echo(f"{path}  {description}" if path else f"no {name}: {render_for_cli(description)}")

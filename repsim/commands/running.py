@@ -86,7 +86,7 @@ def _run(file: Path, *, overwrite: bool) -> None:
                 case Extracted():
                     show_store(event)
                 case Studied():
-                    terminal.print_study(event.study)
+                    terminal.print_study(event.study, path=event.path)
                     click.echo(f"saved {event.path}")
                 case Drawn(name, text, path):
                     click.echo(

@@ -13,6 +13,7 @@ DEVICE = click.option(
     "--device", default="auto", show_default=True, help="auto (cuda, then mps, then cpu), or a torch device."
 )
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
+FULL = click.option("--full", is_flag=True, help="Print all tables and sentences, also those beyond a screen.")
 OVERWRITE = click.option("--overwrite", is_flag=True, help="Replace existing files.")
 
 

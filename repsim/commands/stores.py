@@ -15,25 +15,38 @@ from repsim.runtime.text_tables import times
 
 @click.command(cls=Command)
 @click.argument("store", type=PATH, shell_complete=completing.files(".h5", ".nc"))
+@click.option("--full", is_flag=True, help="Print the tables and sentences of a result, a study or a series.")
 @JSON
-def inspect(store: Path, *, as_json: bool) -> None:
+def inspect(store: Path, *, full: bool, as_json: bool) -> None:
     """Show the contents of a STORE: model, weights, data, preprocessing, and the array of every layer.
 
-    For a result or a study, show what was compared, its variables, and how it was made.
+    For a result, a study or a series, show what was compared, its variables, and how it was made. With --full, print
+    all tables and sentences that the command that made it can print.
 
     \b
     Examples:
       repsim inspect acts/resnet50.h5
       repsim inspect result.nc
+      repsim inspect study.nc --full
     """
-    from repsim.labels import INPUTS, noun_of
+    if full and as_json:
+        raise click.UsageError("--full prints tables for people; omit it or --json")
     from repsim.results.files import is_result_or_study
+
+    if is_result_or_study(store):
+        _print_saved(store) if full else _inspect_saved(store, as_json=as_json)
+        return
+    if full:
+        raise click.UsageError(f"{store} is a store, which `repsim inspect` shows completely; omit --full")
+    _inspect_store(store, as_json=as_json)
+
+
+def _inspect_store(store: Path, *, as_json: bool) -> None:
+    """Print the contents of a store."""
+    from repsim.labels import INPUTS, noun_of
     from repsim.stores import axes
     from repsim.stores.store import open_store
 
-    if is_result_or_study(store):
-        _inspect_saved(store, as_json=as_json)
-        return
     with open_store(store) as opened:
         if as_json:
             rows = [
@@ -81,6 +94,22 @@ def inspect(store: Path, *, as_json: bool) -> None:
         for key, value in opened.provenance.items():
             if value not in (None, "", {}, []) and key not in shown:
                 click.echo(f"{key}: {value if isinstance(value, str) else json.dumps(value)}")
+
+
+def _print_saved(path: Path) -> None:
+    """Print all tables and sentences of a result, a study or a series."""
+    from repsim.results.files import open_result_or_study
+    from repsim.results.versions import SERIES, STUDY
+
+    data = open_result_or_study(path)
+    kind = data.attrs["format"]
+    if kind == STUDY:
+        terminal.print_study(data, full=True)
+    elif kind == SERIES:
+        terminal.print_series(data)
+    else:
+        terminal.print_notes(data)
+        terminal.print_result(data, full=True)
 
 
 def _inspect_saved(path: Path, *, as_json: bool) -> None:

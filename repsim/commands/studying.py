@@ -9,7 +9,7 @@ import click
 
 from repsim.commands import completing, terminal
 from repsim.commands.options import options
-from repsim.commands.shared import JSON, PATH, Command, command_line, is_first_process
+from repsim.commands.shared import FULL, JSON, PATH, Command, command_line, is_first_process
 from repsim.errors import InvalidInputError
 from repsim.study.options import UniversalityOptions
 
@@ -29,6 +29,7 @@ from repsim.study.options import UniversalityOptions
     help="Tell what these stores can and cannot show, what to add, and what each step would take; compute nothing.",
 )
 @click.option("--dry-run", is_flag=True, help="Tell what each step would take, in time and memory; compute nothing.")
+@FULL
 @JSON
 def universality(
     stores: Sequence[Path],
@@ -37,6 +38,7 @@ def universality(
     *,
     explain: bool,
     dry_run: bool,
+    full: bool,
     as_json: bool,
     **chosen: Any,
 ) -> None:
@@ -49,7 +51,8 @@ def universality(
     Use several trained models of two families or more, with several seeds of each and untrained networks of every
     architecture. Something learned is called universal only of families of which every pair exceeds every one of its
     controls, and only if enough networks of each architecture show it. Of fewer networks, the summary claims less and
-    says why. --explain tells what the stores can show, and what to add.
+    says why. Of a long output the beginning is printed; --full prints all of it. --explain tells what the stores can
+    show, and what to add.
 
     \b
     Examples:
@@ -84,7 +87,7 @@ def universality(
     if as_json:
         click.echo(json.dumps(study_as_json(study)))
         return
-    terminal.print_study(study)
+    terminal.print_study(study, full=full, path=out)
     if out is not None:
         click.echo(f"saved {out}")
 

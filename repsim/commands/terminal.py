@@ -2,13 +2,15 @@
 
 import codecs
 import json
+import shlex
 import sys
 import textwrap
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -33,6 +35,15 @@ _LOOK_SECONDS = 1.0
 _ESCAPED = "ascii_escaped"
 PROSE = 100
 """Largest width of running text, in columns."""
+SCREEN = 40
+"""Number of lines that a result takes unless all of it is asked for."""
+_NOTES = 3
+"""Number of notes in so many lines."""
+_HINT = 4
+"""Lines of what follows: how to get the rest, and where the file is."""
+_FEWEST_ROWS = 3
+_AROUND = 7
+"""Rows of a table in so many lines, and lines around them."""
 
 
 def escape_unencodable_text() -> None:
@@ -111,10 +122,18 @@ def make_table(*columns: str, title: str | None = None) -> "Table":
 
 def print_table(plain: "Plain") -> None:
     """Print a table to stdout."""
+    click.echo(_drawn(plain), nl=False)
+
+
+def _drawn(plain: "Plain") -> str:
+    """Return a table as it is printed."""
     table = make_table(*plain.heads, title=plain.title or None)
     for k, row in enumerate(plain.rows):
         table.add_row(*row, end_section=k in plain.ends)
-    make_console().print(table)
+    console = make_console()
+    with console.capture() as capture:
+        console.print(table)
+    return str(capture.get())
 
 
 class Bar:
@@ -222,11 +241,25 @@ def print_notes(result: "xr.Dataset") -> None:
         click.echo(text, err=True)
 
 
-def print_matches(variable: "xr.DataArray") -> None:
-    """Print the closest layer of every layer; for many models, averages over the layers of each model."""
+def print_result(result: "xr.Dataset", *, full: bool = False, path: Path | None = None) -> None:
+    """Print the closest layer of every layer under each measure; for many models, averages over their layers.
+
+    What is longer than a screen is printed in full only if asked for: otherwise some rows of every table, evenly
+    spaced, of as many measures as fit, and how to get the others.
+    """
     from repsim.results.summary import closest
 
-    print_table(closest(variable))
+    tables = [closest(variable) for variable in result.data_vars.values()]
+    texts = [_drawn(table) for table in tables]
+    if full or sum(text.count("\n") for text in texts) <= SCREEN:
+        click.echo("".join(texts), nl=False)
+        return
+    count = min(len(tables), SCREEN // (_FEWEST_ROWS + _AROUND))
+    rows = max(_FEWEST_ROWS, SCREEN // count - _AROUND)
+    for table in tables[:count]:
+        print_table(table.thinned(rows))
+    more = f" and {len(tables) - count} more measures" if len(tables) > count else ""
+    click.echo(f"all rows{more}: {_how_to_print_all(path)}")
 
 
 def print_measures() -> None:
@@ -274,24 +307,57 @@ def progress_of_steps(unit: str = "") -> Iterator[Callable[[str], Callable[[int,
         yield step
 
 
-def print_study(dataset: "xr.Dataset") -> None:
-    """Print the results of a study: warnings on stderr, tables, and the summary at the end."""
-    from repsim.study.tables import all_tables
+def print_study(study: "xr.Dataset", *, full: bool = False, path: Path | None = None) -> None:
+    """Print the results of a study: warnings on stderr, tables, and the summary at the end.
 
-    _print_tables_and_texts(dataset, all_tables(dataset))
+    What is longer than a screen is printed in full only if asked for: otherwise the first warnings, the pairs of models
+    at both ends, the first sentences of the summary, and how to get the rest.
+    """
+    from repsim.study.tables import all_tables, ends_of_pairs
+
+    notes, tables, sentences = _parts_of(study, all_tables(study))
+    if full or _count_lines([*notes, *tables, *sentences]) <= SCREEN:
+        _print_parts(notes, tables, sentences)
+        return
+    shown = notes if len(notes) <= _NOTES else [*notes[:_NOTES], f"note: {len(notes) - _NOTES} more notes\n"]
+    ends = [_drawn(ends_of_pairs(study))] if study.sizes.get("pair") else []
+    room = SCREEN - _count_lines([*shown, *ends]) - _HINT
+    count = 1
+    while count < len(sentences) and _count_lines(sentences[: count + 1]) <= room:
+        count += 1
+    _print_parts(shown, ends, sentences[:count])
+    more = f"{len(sentences) - count} more sentences and " if count < len(sentences) else ""
+    click.echo(f"{more}{len(tables)} tables: {_how_to_print_all(path)}")
 
 
 def print_series(dataset: "xr.Dataset") -> None:
     """Print a series: warnings on stderr, tables, and the summary at the end."""
     from repsim.trends.tables import all_tables
 
-    _print_tables_and_texts(dataset, all_tables(dataset))
+    _print_parts(*_parts_of(dataset, all_tables(dataset)))
 
 
-def _print_tables_and_texts(dataset: "xr.Dataset", tables: "Iterable[Plain]") -> None:
-    for text in json.loads(dataset.attrs["warnings"]):
-        click.echo(f"note: {text}", err=True)
-    for table in tables:
-        print_table(table)
-    for text in json.loads(dataset.attrs["summary"]):
-        click.echo(textwrap.fill(text, min(make_console().width, PROSE), subsequent_indent="  "))
+def _how_to_print_all(path: Path | None) -> str:
+    """Return the command that prints everything."""
+    return "--full prints them" if path is None else shlex.join(["repsim", "inspect", str(path), "--full"])
+
+
+def _parts_of(dataset: "xr.Dataset", tables: "Iterable[Plain]") -> tuple[list[str], list[str], list[str]]:
+    """Return the notes, tables and sentences of a study or a series as they are printed."""
+    notes = [f"note: {text}\n" for text in json.loads(dataset.attrs["warnings"])]
+    return notes, list(map(_drawn, tables)), list(map(_filled, json.loads(dataset.attrs["summary"])))
+
+
+def _print_parts(notes: Sequence[str], tables: Sequence[str], sentences: Sequence[str]) -> None:
+    click.echo("".join(notes), nl=False, err=True)
+    click.echo("".join([*tables, *sentences]), nl=False)
+
+
+def _filled(text: str) -> str:
+    return textwrap.fill(text, min(make_console().width, PROSE), subsequent_indent="  ") + "\n"
+
+
+def _count_lines(texts: Iterable[str]) -> int:
+    """Return on how many lines of the terminal texts are shown."""
+    width = make_console().width
+    return sum(max(1, -(-len(line) // width)) for text in texts for line in text.splitlines())

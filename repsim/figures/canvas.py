@@ -65,6 +65,8 @@ _AXIS = 0.5
 """Width of the numbers and the label of an axis in inches."""
 _FEW_AXES = 6
 """Largest number of axes that are laid out when something is drawn on one; of more it would take seconds."""
+_NO_ROOM = "constrained_layout not applied"
+"""Beginning of matplotlib's warning that text leaves no room for axes."""
 _SHRINKING = 0.65
 """Part of the user's axes that is left once constrained layout has made room for their labels."""
 
@@ -88,7 +90,7 @@ def save(figure: Figure, path: str | Path, *, dpi: float | None = None) -> None:
     Raises
     ------
     InvalidInputError
-        If the suffix is another one.
+        If the suffix is another one, or the text leaves no room for the axes.
     OutputError
         If the file cannot be written.
     """
@@ -98,7 +100,7 @@ def save(figure: Figure, path: str | Path, *, dpi: float | None = None) -> None:
     dpi = dpi or (DPI if set_dpi == mpl.rcParamsDefault["savefig.dpi"] else set_dpi)
     fixed: dict[Any, Any] = {"svg.hashsalt": "repsim", "svg.fonttype": "none", "pdf.fonttype": 42, "ps.fonttype": 42,
                              "savefig.bbox": None}  # fmt: skip
-    with replacing(path, overwrite=True) as partial, mpl.rc_context(fixed):
+    with replacing(path, overwrite=True) as partial, mpl.rc_context(fixed), _no_room_is_an_error(figure):
         if suffix == ".eps":
             with _opaque(figure):
                 figure.savefig(text := io.BytesIO(), format="eps", dpi=dpi)
@@ -111,6 +113,20 @@ def save(figure: Figure, path: str | Path, *, dpi: float | None = None) -> None:
                 pixels.convert("RGB").save(partial, format="TIFF", compression="tiff_lzw", dpi=(dpi, dpi))
         else:
             figure.savefig(partial, format=suffix[1:], dpi=dpi, metadata=FORMATS[suffix])
+
+
+@contextmanager
+def _no_room_is_an_error(figure: Figure) -> Iterator[None]:
+    """Raise `InvalidInputError` for matplotlib's warning that its layout has left no room for axes."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", _NO_ROOM, UserWarning)
+        try:
+            yield
+        except UserWarning:
+            raise InvalidInputError(
+                f"the text leaves no room for the axes in a figure of {figure.get_figwidth():.1f} inches; give more "
+                "width or a smaller font size"
+            ) from None
 
 
 @contextmanager
@@ -148,6 +164,13 @@ def check_format(path: Path) -> str:
     return suffix
 
 
+def _lay_out(figure: Figure, layout: ConstrainedLayoutEngine) -> None:
+    """Lay out a figure without matplotlib's warning that there is no room: drawing or saving the figure repeats it."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", _NO_ROOM, UserWarning)
+        layout.execute(figure)
+
+
 def _corners(figure: Figure) -> Any:
     """Return the positions of all axes of a figure, as shares of its size."""
     return np.array([ax.get_position(original=True).extents for ax in figure.axes])
@@ -169,7 +192,7 @@ class FigureLayout(ConstrainedLayoutEngine):
 
     def attach(self, figure: Figure) -> None:
         """Lay out a figure, and again whenever it is drawn."""
-        self.execute(figure)
+        _lay_out(figure, self)
         self._panel, self._height = _panel_of(figure)[2][1], figure.get_figheight()
         figure.set_layout_engine(self)
 
@@ -218,14 +241,14 @@ class FigureLayout(ConstrainedLayoutEngine):
 
 def resize_to_panels(figure: Figure, layout: ConstrainedLayoutEngine, width: float, height: float) -> None:
     """Set the size of a figure so that its panels together have this width and height, with room for the text."""
-    layout.execute(figure)
+    _lay_out(figure, layout)
     size, (rows, columns), panel = _panel_of(figure)
     figure.set_size_inches(size[0] + width - columns * panel[0], size[1] + height - rows * panel[1])
 
 
 def fit_to_width(figure: Figure, layout: ConstrainedLayoutEngine, ratio: float, highest: float) -> None:
     """Set the height of a figure of fixed width so that each panel is ``ratio`` times as high as wide."""
-    layout.execute(figure)
+    _lay_out(figure, layout)
     size, (rows, _), panel = _panel_of(figure)
     figure.set_figheight(size[1] + rows * (min(ratio * panel[0], highest) - panel[1]))
 
@@ -366,7 +389,7 @@ def finish_layout(figure: Figure, caption: Sequence[str], then: Callable[[], Non
     add_caption(figure, caption)
     set_fallback_fonts(figure)
     figure.set_figheight(height + margin)
-    layout.execute(figure)
+    _lay_out(figure, layout)
     around = (1 - figure.axes[0].get_position(original=True).height) * (height + margin)
     figure.set_figheight(height + around)
     if then is not None:

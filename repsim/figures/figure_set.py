@@ -3,7 +3,7 @@
 from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import xarray as xr
 from matplotlib.axes import Axes
@@ -14,8 +14,10 @@ from repsim.figures.canvas import namer, resolve_measure, save
 from repsim.figures.depths import plot_depths
 from repsim.figures.forests import plot_families, plot_pairs
 from repsim.figures.grids import plot_grid
+from repsim.figures.keywords import draws_image
 from repsim.figures.maps import plot_map
 from repsim.figures.matrices import plot_models
+from repsim.figures.scales import ImageKeywords
 from repsim.figures.scatters import plot_measures
 from repsim.figures.series import (
     plot_convergence,
@@ -60,6 +62,8 @@ def draw_all(
     width: float | None = None,
     among: Collection[str] | None = None,
     labels: Mapping[str, str] | None = None,
+    title: str | None = None,
+    **image: Unpack[ImageKeywords],
 ) -> Iterator[tuple[str, str, Figure | None]]:
     """Draw every figure for which a study or a series has data.
 
@@ -74,6 +78,10 @@ def draw_all(
         Names of the figures to draw; by default all.
     labels : mapping of str to str, optional
         Names to show for models, families, layers and runs, in the figures that have them.
+    title : str, optional
+        Title of every figure.
+    **image
+        ``cmap``, ``vmin``, ``vmax`` and other keywords of `repsim.heatmap`, for the figures that are images.
 
     Yields
     ------
@@ -87,11 +95,18 @@ def draw_all(
     ------
     UnknownNameError
         If there is no such figure, or nothing with a name in ``labels``.
+    InvalidInputError
+        If there are keywords of images, and no figure is one.
     """
     drawn = _figures(study)
     for name in among or ():
         if name not in drawn:
             raise UnknownNameError("figure", name, list(drawn))
+    chosen = [plot for name, (_, plot, _) in drawn.items() if among is None or name in among]
+    if image and not any(map(draws_image, chosen)):
+        raise InvalidInputError(
+            "none of these figures is an image, which alone has a colour map and limits of colours; leave them out"
+        )
     names = _names(study)
     namer(labels, [name for of_kind in names.values() for name in of_kind], "model, family, layer or run")
     for name, (description, plot, kinds) in drawn.items():
@@ -100,7 +115,8 @@ def draw_all(
         own = {name for kind in kinds.split() for name in names[kind]}
         shown = {name: text for name, text in (labels or {}).items() if name in own}
         try:
-            figure = plot(study, width=width, **({"labels": shown} if shown else {}))
+            options = {"labels": shown} if shown else {}
+            figure = plot(study, width=width, title=title, **options, **(image if draws_image(plot) else {}))
         except InvalidInputError as error:
             yield name, Hint(error.problem, remedy=error.remedy), None
         else:
@@ -138,7 +154,7 @@ def save_all(
     width: float | None = None,
     dpi: float | None = None,
     among: Collection[str] | None = None,
-    labels: Mapping[str, str] | None = None,
+    **options: Any,
 ) -> Iterator[tuple[str, str, Path | None]]:
     """Save every figure of a study or a series in a folder, each in its own file.
 
@@ -150,7 +166,7 @@ def save_all(
         Folder for the files.
     form : {"png", "pdf", "svg", "eps", "tiff"}
         Format of the files.
-    width, among, labels
+    width, among, **options
         As in `draw_all`.
     dpi : float, optional
         As in `save`.
@@ -164,7 +180,7 @@ def save_all(
     path : Path or None
         File of the figure.
     """
-    for name, description, figure in draw_all(study, width=width, among=among, labels=labels):
+    for name, description, figure in draw_all(study, width=width, among=among, **options):
         path = Path(folder) / f"{name}.{form}" if figure else None
         if figure and path:
             save(figure, path, dpi=dpi)

@@ -291,10 +291,10 @@ def arranged(
     """
     coords = [*_DIMS, "model_a", "model_b"]
     names = [str(name) for da in panels for coord in coords if coord in da.coords for name in np.atleast_1d(da[coord])]
-    shown = namer(labels, names, "layer or model of this result")
+    shown = namer(labels, names, "layer or model of this figure")
     for name in order or ():
         if name not in names:
-            raise UnknownNameError("layer of this result", name, list(dict.fromkeys(names)))
+            raise UnknownNameError("layer of this figure", name, list(dict.fromkeys(names)))
     arranged = []
     for da in panels:
         if order is not None:

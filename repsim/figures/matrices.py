@@ -41,6 +41,7 @@ from repsim.figures.styles import (
     stroke,
 )
 from repsim.presentation.measures import traits
+from repsim.presentation.model_order import matrix_of_models, order_by_similarity
 from repsim.presentation.scales import scale_of
 from repsim.study.reading import headline
 
@@ -107,15 +108,16 @@ def plot_models(
     measure = resolve_measure(study, measure)
     check_pairs(study)
     value, names = headline(study, measure), study["model"].values.tolist()
-    table = _matrix(study, measure, value)
+    table = matrix_of_models(study, value, measure, names)
     shown = namer(labels, names, "model of this study")
     if isinstance(order, str) and order not in {"tree", "study"}:
         raise InvalidInputError(f"expected order='tree', order='study' or a sequence of names, got {order!r}")
-    if np.isfinite(table).any(1).sum() < 3:
+    ordered = order_by_similarity(table)
+    if ordered is None:
         raise InvalidInputError(f"there is nothing to draw: fewer than three models have a value under {measure}")
     tree = None
     if order == "tree":
-        places, tree = _cluster(table)
+        places, tree = ordered
     else:
         places = arrange(None if isinstance(order, str) else order, names, [], "model of this study")
     table, count = table[np.ix_(places, places)], len(places)
@@ -144,10 +146,10 @@ def plot_models(
     else:
         reading = "matched on one half of the samples and measured on the other" if value == "split_half" else ""
         along = f"Mean along matching layers{', ' * bool(reading)}{reading}."
-        ordered = " Order: average linkage." if tree is not None else ""
+        linkage = " Order: average linkage." if tree is not None else ""
         every = LayerLocator(ax.yaxis, count, note_size()).tick_values(0, count)
         named = f" One in {every[1]:.0f} models is named." if len(every) > 1 and every[1] > 1 else ""
-        _finish(ax, footnote(study, f"{along}{ordered}{named}"))
+        _finish(ax, footnote(study, f"{along}{linkage}{named}"))
     return ax
 
 
@@ -160,31 +162,6 @@ def _finish(ax: Axes, caption: Sequence[str]) -> None:
     layout = figure.get_layout_engine()
     assert isinstance(layout, FigureLayout)
     layout.attach(figure)
-
-
-def _matrix(study: xr.Dataset, measure: str, value: str) -> NDArray[np.float64]:
-    """Return the values of all pairs as a symmetric matrix without a diagonal."""
-    names = study["model"].values.tolist()
-    table = np.full((len(names), len(names)), np.nan)
-    rows, columns = ([names.index(name) for name in study[f"pair_{side}"].values.tolist()] for side in "ab")
-    table[rows, columns] = table[columns, rows] = study[value].sel(measure=measure).values
-    return table
-
-
-def _cluster(table: NDArray[np.float64]) -> tuple[list[int], NDArray[np.float64]]:
-    """Return the order of models by average linkage, and the joints of the dendrogram, (k, 4, 2), heights from 0 to 1.
-
-    Pairs without a value are as distant as the most distant ones.
-    """
-    from scipy.cluster.hierarchy import dendrogram, linkage  # noqa: PLC0415 - takes long to import
-
-    distances = np.nanmax(table) - table
-    distances = np.where(np.isfinite(distances), distances, np.nanmax(distances))
-    tree = linkage(distances[np.triu_indices(len(table), 1)], "average", optimal_ordering=True)
-    drawn = dendrogram(tree, no_plot=True)
-    heights = np.array(drawn["dcoord"])
-    joints = np.stack([(np.array(drawn["icoord"]) - 5) / 10, heights / (heights.max() or 1)], -1)
-    return drawn["leaves"], joints
 
 
 def _draw_tree(ax: Axes, joints: NDArray[np.float64]) -> None:

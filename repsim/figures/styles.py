@@ -14,7 +14,8 @@ from typing import Any, Literal, ParamSpec, TypeVar
 import matplotlib as mpl
 from matplotlib.font_manager import FontProperties, fontManager
 
-from repsim.errors import MissingFontWarning, UnknownNameError
+from repsim.errors import InvalidInputError, MissingFontWarning, UnknownNameError
+from repsim.figures.keywords import check_keywords
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -87,6 +88,8 @@ def style_context(
     ------
     UnknownNameError
         If there is no such style.
+    InvalidInputError
+        If the name of the font is empty.
 
     Examples
     --------
@@ -96,6 +99,8 @@ def style_context(
     """
     if style is not None and style not in STYLES:
         raise UnknownNameError("style of figures", style, list(STYLES))
+    if font is not None and not font.strip():
+        raise InvalidInputError("the font has no name; name a family such as Arial, or none")
     chosen = _current.get() if style is None else STYLES[style]
     settings: dict[Any, Any] = dict(STYLES[style].settings) if style is not None else {}
     if size is not None:
@@ -127,10 +132,11 @@ def _installed(families: Sequence[str]) -> list[str]:
 
 
 def in_style(function: Callable[P, R]) -> Callable[P, R]:
-    """Decorate a function that draws so that its keyword ``style`` sets fonts, sizes and widths."""
+    """Decorate a function that draws: check its keywords, and let ``style`` set fonts, sizes and widths."""
 
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        check_keywords(function, kwargs)
         style: Any = kwargs.get("style")
         if style is None:
             return function(*args, **kwargs)

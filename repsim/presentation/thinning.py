@@ -6,6 +6,8 @@ import numpy as np
 
 MOST_PAIRS = 48
 """Largest number of pairs that a figure with a row for each pair shows."""
+ENDS = 10
+"""Number of pairs at either end of the order of more pairs that such a figure of the page shows."""
 
 
 def thinned(values: Sequence[float], kinds: Sequence[str], order: Sequence[str], most: int = MOST_PAIRS) -> list[int]:
@@ -42,6 +44,19 @@ def thinned(values: Sequence[float], kinds: Sequence[str], order: Sequence[str],
         room = len(of_kind) if len(values) <= most else min(len(of_kind), max(2, most // len(order)))
         chosen += [of_kind[k] for k in np.linspace(0, len(of_kind) - 1, room).round().astype(int).tolist()]
     return chosen
+
+
+def ends(values: Sequence[float], count: int = ENDS) -> list[int]:
+    """Return the positions of the ``count`` largest and then of the ``count`` smallest values, the largest first.
+
+    NaN is neither.
+
+    >>> ends([0.1, 0.5, float("nan"), 0.3, 0.2], 1)
+    [1, 0]
+    """
+    numbers = np.array(values, np.float64)
+    ranked = np.argsort(-numbers, kind="stable")[: np.isfinite(numbers).sum()].tolist()
+    return ranked if len(ranked) <= 2 * count else [*ranked[:count], *ranked[-count:]]
 
 
 def left_out(shown: int, count: int, noun: str = "pairs") -> str:

@@ -1,5 +1,8 @@
 // Writes the texts around the figures: findings, provenance and citation.
 
+const FEW_ROWS = 24; // of a table of controls that is open at first
+const SENTENCES = 6; // of the summary, before the others: models, raw values, given controls, and what is claimed
+
 class About {
   constructor(page) {
     this.page = page;
@@ -10,7 +13,7 @@ class About {
     byId("kind").textContent = part.kind;
     byId("subtitle").textContent = part.subtitle;
     byId("tiles").replaceChildren(...(part.tiles ?? []).map(({ label, value, interval, strong }) => tile(label, value, interval, strong)));
-    byId("summary").replaceChildren(...part.summary.map((text) => element("p", {}, text)));
+    this.summary(part.summary);
     const warnings = byId("warnings");
     warnings.hidden = !part.warnings.length;
     warnings.querySelector("ul").replaceChildren(...part.warnings.map((text) => element("li", {}, text)));
@@ -20,6 +23,17 @@ class About {
     byId("citation").textContent = data.citation.text;
     byId("bibtex").textContent = data.citation.bibtex;
     byId("sources").textContent = part.sources;
+  }
+
+  // Shows the first sentences of the summary, and the others when asked for.
+  summary(sentences) {
+    const paragraphs = (texts) => texts.map((text) => element("p", {}, text));
+    const shown = sentences.length <= SENTENCES + 2 ? sentences.length : SENTENCES;
+    const more = byId("more-findings");
+    byId("summary").replaceChildren(...paragraphs(sentences.slice(0, shown)));
+    more.hidden = shown === sentences.length;
+    more.querySelector("summary").textContent = `${sentences.length - shown} more findings`;
+    more.querySelector(".prose").replaceChildren(...paragraphs(sentences.slice(shown)));
   }
 
   // Shows what pairs of families share that was learned, and raw, partial and energy values side by side.
@@ -34,6 +48,7 @@ class About {
       byId(id).replaceChildren(table(columns, rows, caption, words));
       byId(id).hidden = !rows.length;
     }
+    byId("family-tables").open = energies.rows.length <= FEW_ROWS;
     byId("energies-note").hidden = !energies.rows.length;
   }
 

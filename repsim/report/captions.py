@@ -10,6 +10,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from repsim.presentation.measures import GIVEN
+from repsim.presentation.thinning import ENDS, MOST_PAIRS
 from repsim.results.variables import ACROSS_FAMILIES, OTHER_MODALITY
 from repsim.study.reading import (
     LEVEL_NAMES,
@@ -48,6 +49,13 @@ _COLUMNS = {
 _HASH_DIGITS = 12
 """Number of digits of a hash that are shown."""
 
+PANELS_NOTE = (
+    "Every panel is a family: its networks among themselves, and with those of the other families, nearest first. "
+    "Small dots are pairs of networks, the large one is their mean; hollow: mean of their strongest controls. All "
+    "panels have one scale."
+)
+"""Note that explains the panels of families."""
+
 
 def fixed(value: float, digits: int) -> str:
     """Format a number with a fixed number of decimals; return a dash if it is not finite.
@@ -77,14 +85,16 @@ def subtitle(readout: str, facts: Mapping[str, str]) -> str:
 
 
 def tiles(study: xr.Dataset) -> Iterator[dict[str, Any]]:
-    """Yield the tiles with the main numbers of a study."""
+    """Yield the tiles with the main numbers of a study: what is claimed, given the input, and raw, with controls."""
     kernel = strictest(study)
     has = [name for name in _WHERE if np.isfinite(means_over_pairs(study, "index", "cka", name)[0])]
     if not has:
         return
     across = [name for name in has if name in ACROSS_FAMILIES]
     shown = across or has[:1]
-    for relation, measure in product(shown, dict.fromkeys(("cka", kernel))):
+    if across:
+        yield from _claim_tile(study)
+    for measure, relation in product(dict.fromkeys((kernel, "cka")), shown):
         condition = "" if measure == "cka" else f", {measure.removeprefix('cka ')}"
         several = len(shown) > 1
         where = _WHERE[relation] + (" of one modality" if several and relation != OTHER_MODALITY else "")
@@ -99,9 +109,7 @@ def tiles(study: xr.Dataset) -> Iterator[dict[str, Any]]:
                 if variable == "control" and (counted := _counted(study, measure, relation)):
                     more.append(counted)
                 yield _tile(label, fixed(value, 3), "; ".join(filter(None, more)))
-    if across:
-        yield from _claim_tile(study)
-    else:
+    if not across:
         value, low, high = means_over_pairs(study, "learned", kernel, has[0])
         if np.isfinite(value):
             yield _tile(
@@ -251,6 +259,17 @@ def pairs_note(study: xr.Dataset, measure: str) -> str:
     else:
         reading = "With 95 % intervals. There is no control under this measure, hence no learned effect."
     return f"{value} {reading}"
+
+
+def drawn_note(count: int) -> str:
+    """Return which of all pairs the figure of pairs shows; empty if it shows all.
+
+    >>> drawn_note(45), drawn_note(435)[:52]
+    ('', 'The 10 most and the 10 least alike of 435 pairs are ')
+    """
+    if count <= MOST_PAIRS:
+        return ""
+    return f"The {ENDS} most and the {ENDS} least alike of {count:,} pairs are drawn; the table lists all."
 
 
 def shares_note(states: Sequence[str]) -> str:

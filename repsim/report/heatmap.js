@@ -1,5 +1,7 @@
 // Draws a heatmap that can be read with pointer and keyboard.
 
+const TREE = 44; // height of a dendrogram in pixels
+
 class Heatmap {
   // `describe(row, column)` returns lines about a cell; `choose(row, column)` is called by Enter and by a click.
   constructor(box, { describe, choose }) {
@@ -26,6 +28,7 @@ class Heatmap {
     }
     const { rows, columns, values } = data;
     const frame = frameOf(this.box, data);
+    this.frame = frame;
     const z = [...Array(rows).keys()].map((i) => Array.from(values.subarray(i * columns, (i + 1) * columns)));
     const trace = {
       type: "heatmap", z, zmin: data.zmin, zmax: data.zmax, colorscale: data.colorscale, hoverinfo: "none", xgap: 0, ygap: 0,
@@ -57,8 +60,8 @@ class Heatmap {
   }
 
   // Draws the same cells on a canvas while plotly.js is loading, which takes half a second or more.
-  preview({ rows, columns, values, zmin, zmax, colorscale, ...names }) {
-    const { size, margin } = frameOf(this.box, { rows, columns, ...names });
+  preview({ rows, columns, values, zmin, zmax, colorscale, ...more }) {
+    const { size, margin } = frameOf(this.box, { rows, columns, ...more });
     const canvas = element("canvas", { class: "preview", width: columns, height: rows, "aria-hidden": "true" });
     const place = { left: margin.l, top: margin.t, width: size.width - margin.l - margin.r, height: size.height - margin.t - margin.b };
     for (const [name, value] of Object.entries(place)) canvas.style[name] = `${value}px`;
@@ -107,7 +110,13 @@ class Heatmap {
   }
 
   shapes() {
-    const shapes = [...this.drawn.lines];
+    const { lines, tree } = this.drawn;
+    const shapes = [...lines];
+    if (tree) {
+      const { size, margin } = this.frame;
+      const high = size.height - margin.t - margin.b;
+      shapes.push(treeAbove(tree, { low: 3 / high, high: (TREE - 4) / high }));
+    }
     if (this.marked && this.cursor && document.activeElement === this.box) {
       const [row, column] = this.cursor;
       const at = { type: "rect", x0: column - 0.5, x1: column + 0.5, y0: row - 0.5, y1: row + 0.5 };
@@ -115,6 +124,12 @@ class Heatmap {
     }
     return shapes;
   }
+}
+
+// Returns the dendrogram of the columns of a heatmap, above it; joints are corners (column, height from 0 to 1).
+function treeAbove(joints, { low, high }) {
+  const path = joints.map((corners) => `M${corners.map(([x, height]) => `${x},${1 + low + (high - low) * height}`).join("L")}`).join("");
+  return { type: "path", path, xref: "x", yref: "paper", line: { color: cssVariable("soft"), width: 1 } };
 }
 
 // Returns lines between groups of layers, at these positions along both sides.
@@ -126,10 +141,10 @@ function linesBetween(up, across, style) {
 }
 
 // Returns size and margins of a heatmap, with square cells if possible and room for the longest name.
-function frameOf(box, { rows, columns, up, across }) {
+function frameOf(box, { rows, columns, up, across, tree }) {
   const width = Math.max(box.clientWidth, 240);
   const most = width < 480 ? 18 : 26;
-  const longest = (names) => Math.max(...(names.ticks ?? names.names).map((name) => widthOf(shorten(name, most), names.ticks ? 12 : 11)));
+  const longest = (names) => Math.max(...shortenAll(names.ticks ?? names.names, most).map((name) => widthOf(name, names.ticks ? 12 : 11)));
   const left = 14 + longest(up);
   const right = 76; // for the colour bar; plotly.js would widen a smaller margin
   const wide = Math.max(width - left - right, 80);
@@ -140,19 +155,23 @@ function frameOf(box, { rows, columns, up, across }) {
   const shrunk = square ? Math.min(1, 540 / tall) : 1;
   const high = square ? tall * shrunk : Math.min(Math.max(tall, 220), 560);
   const spare = wide * (1 - shrunk);
+  const top = 28 + (tree ? TREE : 0);
   return {
-    size: { width, height: high + bottom + 28 },
-    margin: { l: left, r: right + spare, t: 28, b: bottom },
+    size: { width, height: high + bottom + top },
+    margin: { l: left, r: right + spare, t: top, b: bottom },
     cell: { across: (wide - spare) / columns, up: high / rows, most },
     tilted,
   };
 }
 
 function ticksOf(names, cell) {
-  if (names.ticks) return { tickvals: names.at, ticktext: names.ticks.map((name) => escapeMarkup(shorten(name, cell.most))), automargin: false };
-  const every = Math.max(1, Math.ceil(12.5 / (names.side === "up" ? cell.up : cell.across)));
+  const texts = shortenAll(names.ticks ?? names.names, cell.most).map(escapeMarkup);
+  if (names.ticks) return { tickvals: names.at, ticktext: texts, automargin: false };
+  const room = names.side === "up" ? cell.up : cell.across;
+  const small = room >= 10.5 && room < 12.5;
+  const every = small ? 1 : Math.max(1, Math.ceil(12.5 / room));
   const shown = [...Array(names.count).keys()].filter((k) => k % every === 0);
-  return { tickvals: shown, ticktext: shown.map((k) => escapeMarkup(shorten(names.names[k], cell.most))), tickfont: { size: 11 }, automargin: false };
+  return { tickvals: shown, ticktext: shown.map((k) => texts[k]), tickfont: { size: small ? 9.5 : 11 }, automargin: false };
 }
 
 function showTip([title, value, ...lines], x, y) {

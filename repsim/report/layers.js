@@ -8,7 +8,11 @@ class Layers {
     this.page = page;
     this.all = new Heatmap(byId("all-map"), {
       describe: (row, column) => (this.part.large ? this.describePair(row, column) : this.describe(row, column)),
-      choose: (row, column) => (this.part.large ? this.chosen(this.part.runs.a[row].first, this.part.runs.b[column].first) : this.chosen(row, column)),
+      choose: (row, column) => {
+        const { up, across } = this.networks ?? {};
+        if (this.part.large) this.chosen(this.part.runs.a[up[row]].first, this.part.runs.b[across[column]].first);
+        else this.chosen(row, column);
+      },
     });
     this.one = new Heatmap(byId("one-map"), {
       describe: (row, column) => this.describe(...this.toAllLayers(row, column)),
@@ -52,17 +56,19 @@ class Layers {
     offerTable(byId("all"), () => this.asTable(0, part.rows, 0, part.columns, true));
   }
 
-  // Draws one cell for each pair of networks, with lines between families that follow one another.
+  // Draws one cell for each pair of networks in the order of the dendrogram, or with lines between families.
   drawNetworks() {
     const { part, measure, view, scale } = this.page;
-    const values = part.overviewOf(view, measure);
-    const [rows, columns] = [part.runs.a.length, part.runs.b.length];
+    this.networks = part.overviewOf(view, measure);
+    const { values, tree } = this.networks;
+    const runs = { a: this.networks.up.map((k) => part.runs.a[k]), b: this.networks.across.map((k) => part.runs.b[k]) };
+    const [rows, columns] = [runs.a.length, runs.b.length];
     const family = ({ model }) => part.coords.family?.[part.place("model", model)];
-    const between = (side) => part.runs[side].map((run, k, all) => (k && family(run) !== family(all[k - 1]) ? k : 0)).filter(Boolean);
-    const lines = (side) => (between(side).length <= part.runs[side].length / 2 ? between(side) : []);
-    const names = (side, place) => ({ side: place, count: part.runs[side].length, names: part.runs[side].map(({ model }) => model) });
+    const between = (side) => runs[side].map((run, k, all) => (k && family(run) !== family(all[k - 1]) ? k : 0)).filter(Boolean);
+    const lines = (side) => (!tree && between(side).length <= runs[side].length / 2 ? between(side) : []);
+    const names = (side, place) => ({ side: place, count: runs[side].length, names: runs[side].map(({ model }) => model) });
     this.all.draw({
-      ...scale, values, rows, columns, up: names("a", "up"), across: names("b", "across"),
+      ...scale, values, rows, columns, up: names("a", "up"), across: names("b", "across"), tree,
       lines: linesBetween(lines("a"), lines("b"), { color: "rgba(255,255,255,.6)", width: 0.8 }),
       label: `${view} of ${measure} of all pairs of networks. Arrow keys move between cells; Enter shows the layers of the two networks of a cell.`,
     });
@@ -119,8 +125,8 @@ class Layers {
     const matched = this.matches(DIRECTIONS[0]).some((k) => k >= 0);
     byId("path").hidden = !matched;
     if (!matched) return;
-    const { a, b } = this.pair;
-    offerChoices(byId("direction"), "direction", [[DIRECTIONS[0], `${shorten(a)} → ${shorten(b)}`], [DIRECTIONS[1], `${shorten(b)} → ${shorten(a)}`]], this.direction, (direction) => {
+    const [a, b] = shortenAll([this.pair.a, this.pair.b]);
+    offerChoices(byId("direction"), "direction", [[DIRECTIONS[0], `${a} → ${b}`], [DIRECTIONS[1], `${b} → ${a}`]], this.direction, (direction) => {
       this.direction = direction;
       byId("step").value = 0;
       this.step();
@@ -201,9 +207,10 @@ class Layers {
   // Returns lines about two networks: title and value.
   describePair(row, column) {
     const { part, measure, view } = this.page;
-    const value = part.overviewOf(view, measure)[row * part.runs.b.length + column];
+    const { up, across, values } = this.networks;
+    const value = values[row * across.length + column];
     return [
-      `${part.runs.a[row].model} × ${part.runs.b[column].model}`,
+      `${part.runs.a[up[row]].model} × ${part.runs.b[across[column]].model}`,
       Number.isFinite(value) ? `${measure}${view === "value" ? "" : `, ${view}`} ${fixed(value, view === "z" ? 1 : 4)}` : `${measure}: no value`,
     ];
   }

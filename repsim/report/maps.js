@@ -1,5 +1,38 @@
 // Draws maps of networks and of layers, in which similar ones are close (classical scaling).
 
+const MARK = 12; // size of a point, and of the letters of its name, in pixels
+const NAME_SIZE = 11;
+
+// Places names of points where they cover neither points nor other names: [{ text, position }], without text if there is
+// no room. Points with fewer neighbours come first.
+function placeNames(names, x, y, { width, height, margin, xaxis, yaxis }) {
+  const pixel = (value, [low, high], length) => ((value - low) / (high - low)) * length;
+  const [wide, tall] = [width - margin.l - margin.r, height - margin.t - margin.b];
+  const points = names.map((_, k) => ({ x: pixel(x[k], xaxis.range, wide), y: tall - pixel(y[k], yaxis.range, tall) }));
+  const taken = points.map((at) => ({ left: at.x - MARK / 2, right: at.x + MARK / 2, top: at.y - MARK / 2, bottom: at.y + MARK / 2 }));
+  const overlaps = (a, b) => a.left < b.right && b.left < a.right && a.top < b.bottom && b.top < a.bottom;
+  const near = points.map((at) => points.filter((other) => Math.hypot(other.x - at.x, other.y - at.y) < 60).length);
+  const placed = names.map(() => ({ text: "", position: "top center" }));
+  for (const k of [...names.keys()].toSorted((a, b) => near[a] - near[b])) {
+    const [long, high, gap] = [widthOf(names[k], NAME_SIZE), NAME_SIZE + 2, MARK / 2 + 2];
+    const at = points[k];
+    const boxes = {
+      "middle right": { left: at.x + gap, top: at.y - high / 2 },
+      "middle left": { left: at.x - gap - long, top: at.y - high / 2 },
+      "top center": { left: at.x - long / 2, top: at.y - gap - high },
+      "bottom center": { left: at.x - long / 2, top: at.y + gap },
+    };
+    for (const [position, { left, top }] of Object.entries(boxes)) {
+      const box = { left, top, right: left + long, bottom: top + high };
+      if (left < 2 || box.right > wide - 2 || top < 0 || box.bottom > tall || taken.some((other) => overlaps(box, other))) continue;
+      taken.push(box);
+      placed[k] = { text: names[k], position };
+      break;
+    }
+  }
+  return placed;
+}
+
 const AXES = [["0 1", "1 and 2"], ["0 2", "1 and 3"], ["1 2", "2 and 3"], ["depth", "depth and 1"]];
 
 class Maps {
@@ -33,24 +66,28 @@ class Maps {
     const place = (axis) => part.select("map_coordinates", { map, axis });
     const [x, y] = [place(0), axes > 1 ? place(1) : place(0).map(() => 0)];
     const clusters = part.select("cluster", { map });
-    byId("maps-note").textContent = part.maps[map].note;
     const { chosen } = this.page;
-    const traces = this.families.map((label) => {
+    const square = this.frame(box, x, y);
+    const labels = shortenAll(this.families);
+    const names = placeNames(shortenAll(model, square.width < 480 ? 18 : 26), x, y, square);
+    const traces = this.families.map((label, f) => {
       const members = model.map((_, k) => k).filter((k) => family[k] === label);
       const { color, symbol } = this.style(label);
       return {
-        type: "scatter", mode: "markers", name: escapeMarkup(shorten(label)), x: members.map((k) => x[k]), y: members.map((k) => y[k]), customdata: members.map((k) => model[k]),
-        text: members.map((k) => `${escapeMarkup(model[k])}<br>${escapeMarkup(label)}${clusters.length ? `, cluster ${clusters[k] + 1}` : ""}`), hoverinfo: "text",
+        type: "scatter", mode: "markers+text", name: escapeMarkup(labels[f]), x: members.map((k) => x[k]), y: members.map((k) => y[k]), customdata: members.map((k) => model[k]),
+        text: members.map((k) => escapeMarkup(names[k].text)), textposition: members.map((k) => names[k].position), textfont: { size: NAME_SIZE, color: cssVariable("ink") }, cliponaxis: false,
+        hovertext: members.map((k) => `${escapeMarkup(model[k])}<br>${escapeMarkup(label)}${clusters.length ? `, cluster ${clusters[k] + 1}` : ""}`), hoverinfo: "text",
         selectedpoints: chosen.size ? members.map((k, i) => (chosen.has(model[k]) ? i : -1)).filter((i) => i >= 0) : null,
         unselected: { marker: { opacity: 0.3 } },
-        marker: { color, symbol, size: 14, line: { color: cssVariable("ground"), width: 1 } },
+        marker: { color, symbol, size: MARK, line: { color: cssVariable("ground"), width: 1 } },
       };
     });
-    const square = this.frame(box, x, y);
+    const unnamed = names.filter(({ text }) => !text).length;
+    byId("maps-note").textContent = [part.maps[map].note, unnamed && `${unnamed} of ${model.length} points have no room for a name: point at them to read it.`].filter(Boolean).join(" ");
     Plotly.react(box, traces, layoutOf({
       ...square, dragmode: "lasso", selectionrevision: 1,
       xaxis: { ...square.xaxis, title: { text: part.maps[map].axes[0] } }, yaxis: { ...square.yaxis, title: { text: part.maps[map].axes[1] ?? "" } },
-    }), { ...CONFIG, modeBarButtons: [["lasso2d", "select2d", ...CONFIG.modeBarButtons[0]]], displayModeBar: true });
+    }), { ...CONFIG, modeBarButtons: [["lasso2d", "select2d", ...CONFIG.modeBarButtons[0]]], displayModeBar: square.width >= 480 }); // it would cover the legend
     if (!this.listening) {
       this.listening = true;
       box.on("plotly_selected", (event) => event && this.choose(event.points.map((point) => point.customdata)));
@@ -74,7 +111,7 @@ class Maps {
     return {
       width, height, margin,
       legend: { orientation: "h", y: 1.01, yanchor: "bottom", x: 0 },
-      showlegend: true,
+      showlegend: this.families.length <= 12, // of more it would cover the figure; points tell their family
       xaxis: { range: [middle(across) - half * ratio, middle(across) + half * ratio] },
       yaxis: { range: [middle(up) - half, middle(up) + half] },
     };
@@ -108,6 +145,7 @@ class Maps {
     const place = (axis) => part.select("layer_coordinates", { layer_axis: axis });
     const [x, y] = this.axes === "depth" ? [deep, place(0)] : this.axes.split(" ").map((axis) => place(Number(axis)));
     const seen = new Set();
+    const labels = new Map(this.families.map((family, f) => [family, shortenAll(this.families)[f]]));
     const traces = part.runs.a.map((run) => {
       const family = part.coords.family[part.coords.model.indexOf(run.model)];
       const { color, symbol, dash } = this.style(family);
@@ -115,7 +153,7 @@ class Maps {
       const first = !seen.has(family);
       seen.add(family);
       return {
-        type: "scatter", mode: "lines+markers", name: escapeMarkup(shorten(family)), legendgroup: family, showlegend: first, x: layers.map((k) => x[k]), y: layers.map((k) => y[k]),
+        type: "scatter", mode: "lines+markers", name: escapeMarkup(labels.get(family)), legendgroup: family, showlegend: first, x: layers.map((k) => x[k]), y: layers.map((k) => y[k]),
         text: layers.map((k) => `${escapeMarkup(run.model)}<br>${escapeMarkup(part.sides.a.layers[k])}, depth ${fixed(deep[k], 2)}`), hoverinfo: "text",
         line: { color: withAlpha(color, 0.55), width: 1.4, dash }, marker: { color, symbol, size: layers.map((k) => 5 + 7 * deep[k]), opacity: 0.9 },
       };
@@ -129,7 +167,7 @@ class Maps {
     }
     Plotly.react(box, traces, layoutOf({
       ...square, dragmode: "pan", xaxis: { ...square.xaxis, title: { text: across } }, yaxis: { ...square.yaxis, title: { text: up } },
-    }), { ...CONFIG, displayModeBar: true });
+    }), { ...CONFIG, displayModeBar: square.width >= 480 });
     offerChoices(byId("axes"), "axes", AXES, this.axes, (axes) => {
       this.axes = axes;
       this.layers();

@@ -17,6 +17,7 @@ import xarray as xr
 
 from repsim._version import __version__
 from repsim.errors import Argument, InvalidInputError, Remedy
+from repsim.report.letters import escaped
 from repsim.report.payload import payload
 from repsim.report.stimuli import stimuli_of, without_stimuli
 from repsim.results.files import open_result_or_study
@@ -26,7 +27,7 @@ Source = xr.Dataset | str | os.PathLike[str]
 
 _COMMON = ("unpacking", "variables", "text", "colours", "state", "heatmap", "about", "frame")
 SCRIPTS = {
-    "study": (*_COMMON, "part", "layers", "pairs", "shares", "maps", "stimuli", "study_main"),
+    "study": (*_COMMON, "part", "layers", "pairs", "families", "shares", "maps", "stimuli", "study_main"),
     "series": (*_COMMON, "series_part", "series_layers", "series_axis", "settling", "series_main"),
 }
 """Kinds of pages, with the files of their script in the order in which they are joined. A comparison is shown by the
@@ -125,6 +126,7 @@ def write_report(
 
 def render(data: Mapping[str, Any]) -> str:
     """Return the HTML text of a page with this payload."""
+    data = escaped(data)
     folder = resources.files("repsim.report")
     kind = "series" if data["parts"][0]["kind"] == "series" else "study"
     files = {

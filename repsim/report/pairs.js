@@ -3,11 +3,20 @@
 const CONTROL_SYMBOLS = ["diamond-open", "triangle-left-open", "triangle-right-open"];
 
 const MOST_LISTED = 100; // of more pairs, the table shows the first ones until more are asked for
+const FIRST_LISTED = 20;
+
+// Shortens the names of pairs to `most` letters so that different pairs stay different: both networks of each.
+function shortenPairs(pairs, most) {
+  if (pairs.every(({ name }) => name.length <= most)) return pairs.map(({ name }) => name);
+  const models = [...new Set(pairs.flatMap(({ a, b }) => [a, b]))];
+  const short = new Map(shortenAll(models, Math.floor((most - 3) / 2)).map((text, k) => [models[k], text]));
+  return pairs.map(({ a, b }) => `${short.get(a)} x ${short.get(b)}`);
+}
 
 class Pairs {
   constructor(page) {
     this.page = page;
-    this.listed = MOST_LISTED;
+    this.listed = FIRST_LISTED;
     this.order = { key: "value", down: true };
   }
 
@@ -103,7 +112,7 @@ class Pairs {
     const count = this.part.pairs.length;
     const { chosen } = this.page;
     const sorted = this.sorted().filter((pair) => count <= MOST_LISTED || !chosen.size || this.isChosen(pair));
-    const listed = sorted.slice(0, this.listed);
+    const listed = count <= MOST_LISTED ? sorted : sorted.slice(0, this.listed);
     const rows = listed.map((pair) => [
       element("button", { type: "button", onclick: () => this.page.state.set({ pair: pair.name }) }, pair.name),
       ...columns.slice(1).map(({ value, show }) => show(value(pair), pair)),
@@ -156,11 +165,13 @@ class Pairs {
 
   forest() {
     const { part } = this;
-    byId("pairs-note").textContent = [part.measure(this.page.measure).pairs_note, part.drawn_note, part.drawn_note && "The table lists all."].filter(Boolean).join(" ");
+    byId("pairs-note").textContent = [part.measure(this.page.measure).pairs_note, part.drawn_note].filter(Boolean).join(" ");
     const box = byId("forest");
     const colours = lineColours();
     const ordered = part.drawn[part.measures.indexOf(part.measure(this.page.measure))].map((k) => part.pairs[k]);
-    const places = new Map(ordered.map((pair, k) => [pair, k]));
+    const gap = (k) => (ordered.length > part.extremes && part.extremes && k >= part.extremes ? 1 : 0); // a row between the ends
+    const places = new Map(ordered.map((pair, k) => [pair, k + gap(k)]));
+    const rows = ordered.length + gap(ordered.length);
     const at = (name, pairs) => pairs.map((pair) => this.number(name, pair.name));
     const y = (pairs) => pairs.map((pair) => -places.get(pair));
     const shown = (pair) => {
@@ -194,17 +205,19 @@ class Pairs {
       });
     });
     const width = Math.max(box.clientWidth, 260);
-    const most = width < 640 ? 24 : 44;
-    const left = 12 + Math.max(...ordered.map(({ name }) => widthOf(shorten(name, most), 11)));
+    const most = width < 640 ? 28 : width < 900 ? 44 : 64;
+    const names = shortenPairs(ordered, most);
+    const left = 12 + Math.max(0, ...names.map((name) => widthOf(name, 11)));
     const entries = traces.filter(({ showlegend }) => showlegend !== false).length;
     const top = 12 + 20 * Math.ceil(entries / Math.max(1, Math.floor((width - left) / 170))); // rows of the legend
     Plotly.react(box, traces, layoutOf({
       width,
-      height: top + 32 + 19 * ordered.length + 24,
+      height: top + 32 + 19 * rows + 24,
       margin: { l: left, r: 16, t: top, b: 46 },
       legend: { orientation: "h", y: 1, yanchor: "bottom", x: 0, font: { color: cssVariable("ink") } },
       xaxis: { title: { text: escapeMarkup(this.page.measure) }, zeroline: true },
-      yaxis: { tickvals: ordered.map((_, i) => -i), ticktext: ordered.map(({ name }) => escapeMarkup(shorten(name, most))), range: [-ordered.length + 0.4, 0.6], showgrid: false, tickfont: { size: 11 }, zeroline: false },
+      shapes: gap(ordered.length) ? [{ type: "line", xref: "paper", x0: 0, x1: 1, y0: -part.extremes, y1: -part.extremes, line: { color: cssVariable("line"), width: 1 } }] : [],
+      yaxis: { tickvals: y(ordered), ticktext: names.map(escapeMarkup), range: [-rows + 0.4, 0.6], showgrid: false, tickfont: { size: 11 }, zeroline: false },
       dragmode: false,
     }), { ...CONFIG, displayModeBar: false });
     if (this.listening) return;

@@ -20,7 +20,7 @@ class Part extends Variables {
     return this.runs.a.length > 1 || this.runs.b.length > 1;
   }
 
-  get large() { // whether the heatmap of all shows networks; then layers are packed, and unpacked, pair by pair
+  get large() { // whether the heatmap of all shows networks
     return Boolean(this.overview);
   }
 
@@ -31,7 +31,7 @@ class Part extends Variables {
 
   // Returns the smallest frame that holds the layers of a pair and can be unpacked.
   frameOf(up, across) {
-    return this.large ? { up, across } : this.whole;
+    return this.in_blocks ? { up, across } : this.whole;
   }
 
   run(side, name) {
@@ -50,7 +50,7 @@ class Part extends Variables {
   }
 
   makeMatrix(name, measure, frame) {
-    if (this.large && frame.up.count === this.rows && frame.across.count === this.columns) return this.assembled(name, measure);
+    if (this.in_blocks && frame.up.count === this.rows && frame.across.count === this.columns) return this.assembled(name, measure);
     if (name === "calibrated") return this.calibrated(measure, frame);
     const at = (other) => this.matrix(other, measure, frame);
     const value = name === "value" ? null : at("value");
@@ -105,9 +105,13 @@ class Part extends Variables {
     return this.pairAt.get(`${this.sides.a.models[row]}\0${this.sides.b.models[column]}`) ?? -1;
   }
 
-  // Returns one value for each pair of networks, of a large part.
+  // Returns the order and the dendrogram of the networks of a large part, and one value for each pair of networks.
   overviewOf(name, measure) {
-    return Float64Array.from(unpackArray(this.overview[this.measures.findIndex((about) => about.name === measure)][name]));
+    const { order, tree, ...packed } = this.overview[this.measures.findIndex((about) => about.name === measure)];
+    const values = Float64Array.from(unpackArray(packed[name]));
+    const [rows, columns] = [this.runs.a.length, this.runs.b.length];
+    const [up, across] = [order ?? [...Array(rows).keys()], order ?? [...Array(columns).keys()]];
+    return { up, across, tree, values: Float64Array.from(up.flatMap((i) => across.map((j) => values[i * columns + j]))) };
   }
 
   // Returns the colour scale of a view; undefined if the measure does not have this view.

@@ -68,7 +68,7 @@ def of_comparison(result: xr.Dataset, names: Sequence[str], readout: str) -> dic
                 packing.matrix(both[k], ~np.isnan(one.values), "f4" if along is None else "u2", along)
                 for both, one in zip(ends, values, strict=True)
             ]
-    shown = {} if along is None else overview.of_result(values, matrices["value"])
+    shown = overview.of_result(values, matrices["value"]) if overview.shows_networks(result) else {}
     return _common(result, readout or ", ".join(sorted(own)), stores, measures) | {
         "summary": [_COMPARISON_SUMMARY],
         "warnings": [*dict.fromkeys(notes), *_json_list(result, "left_out")],
@@ -78,6 +78,7 @@ def of_comparison(result: xr.Dataset, names: Sequence[str], readout: str) -> dic
         "coords": _pairs_of(sides),
         "variables": {},
         "matrices": matrices,
+        "in_blocks": along is not None,
         **shown,
     }
 
@@ -111,8 +112,11 @@ def of_study(study: xr.Dataset) -> dict[str, Any]:
         "palettes": palettes.stops,
         "uncontrolled": "none of this pair under this measure" if untrained else "no untrained networks",
         "relations": relations,
+        "opens_on": reading.strictest(study),
         "drawn": [_drawn(study, spec, relations) for spec in study["measure"].values.tolist()],
-        "drawn_note": thinning.left_out(len(_drawn(study, "cka", relations)), study.sizes["pair"], "pairs of networks"),
+        "extremes": thinning.ENDS if study.sizes["pair"] > thinning.MOST_PAIRS else 0,
+        "drawn_note": captions.drawn_note(study.sizes["pair"]),
+        "panels_note": captions.PANELS_NOTE,
         "shares": _shares(study),
         "shares_note": captions.shares_note(study["state"].values.tolist()),
         "ceilings": {kernel: captions.ceilings(study, kernel) for kernel in study["kernel"].values.tolist()},
@@ -132,13 +136,19 @@ def of_study(study: xr.Dataset) -> dict[str, Any]:
         },
         "variables": {name: packing.variable(one, short=along is not None) for name, one in small.items()},
         "matrices": matrices,
-        **({} if along is None else overview.of_study(study, matrices["value"])),
+        "in_blocks": along is not None,
+        **(overview.of_study(study, matrices["value"]) if overview.shows_networks(study) else {}),
     }
 
 
 def _drawn(study: xr.Dataset, measure: str, relations: Sequence[str]) -> list[int]:
-    """Return the positions of the pairs that the figure of pairs shows under a measure, in its order."""
+    """Return the positions of the pairs that the figure of pairs shows under a measure, in its order.
+
+    They are all pairs, kind by kind, or of many pairs those with the largest and with the smallest values.
+    """
     values = study[reading.headline(study, measure)].sel(measure=measure).values
+    if len(values) > thinning.MOST_PAIRS:
+        return thinning.ends(values.tolist())
     return thinning.thinned(values.tolist(), study["relation"].values.tolist(), relations)
 
 

@@ -10,6 +10,7 @@ class Page extends Frame {
     this.about = new About(this);
     this.layers = new Layers(this);
     this.pairs = new Pairs(this);
+    this.families = new Families(this);
     this.shares = new Shares(this);
     this.maps = new Maps(this);
     this.stimuli = new Stimuli(this);
@@ -93,6 +94,7 @@ class Page extends Frame {
 
   drawPairs() {
     this.pairs.forest();
+    this.families.draw();
     this.pairs.list();
   }
 

@@ -32,7 +32,58 @@ function probability(p) {
   return p < 0.0005 ? p.toExponential(1) : fixed(p);
 }
 
-const shorten = (text, most = 26) => (text.length <= most ? text : `${text.slice(0, most - 12)}…${text.slice(-11)}`);
+// Shortens names in the middle to `most` letters so that different names stay different, as figures do in Python.
+const HEAD_SHARES = [0.5, 0.25, 0.7, 0.85, 0];
+
+function shortenAll(names, most = 26) {
+  const different = [...new Set(names)];
+  const short = new Map(different.map((name) => [name, elide(name, most)]));
+  for (const group of collisions(short)) {
+    const others = new Set(different.filter((name) => !group.includes(name)).map((name) => short.get(name)));
+    const ways = [...HEAD_SHARES.map((share) => (name) => elide(name, most, share)), differing(group, most)];
+    const cut = ways.map((way) => group.map(way)).find((texts) => new Set(texts).size === group.length && !texts.some((text) => others.has(text)));
+    if (cut) group.forEach((name, k) => short.set(name, cut[k]));
+  }
+  for (const group of collisions(short)) { // still equal: append their number
+    for (const name of group) {
+      const mark = ` #${different.indexOf(name) + 1}`;
+      short.set(name, elide(name, most - mark.length) + mark);
+    }
+  }
+  return names.map((name) => short.get(name));
+}
+
+function elide(name, most, share = HEAD_SHARES[0]) {
+  const letters = [...name];
+  if (letters.length <= most) return name;
+  const head = Math.round((most - 1) * share);
+  return [...letters.slice(0, head), "…", ...letters.slice(letters.length - (most - 1 - head))].join("");
+}
+
+// Returns groups of different names that were shortened to the same text.
+function collisions(short) {
+  const groups = new Map();
+  for (const [name, text] of short) groups.set(text, [...(groups.get(text) ?? []), name]);
+  return [...groups.values()].filter((names) => names.length > 1);
+}
+
+// Returns a function that shortens names to the part in which they differ.
+function differing(names, most) {
+  const common = (texts) => {
+    const [first, ...others] = texts;
+    let k = 0;
+    while (k < first.length && others.every((text) => text[k] === first[k])) k += 1;
+    return Math.max(0, k - 2);
+  };
+  const letters = names.map((name) => [...name]);
+  const [start, end] = [common(letters), common(letters.map((name) => name.toReversed()))];
+  return (name) => {
+    const all = [...name];
+    const piece = `…${all.slice(start, Math.max(start + 1, all.length - end)).join("")}…`;
+    const whole = all.slice(0, 3).join("") + piece + all.slice(-3).join("");
+    return [...whole].length <= most ? whole : elide(piece, most);
+  };
+}
 
 // Measures the width of a text in pixels.
 const ruler = document.createElement("canvas").getContext("2d");

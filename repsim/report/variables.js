@@ -31,7 +31,9 @@ class Variables {
     return this.indices.get(dim).get(label) ?? -1;
   }
 
+  // Returns what is known of a measure, or else of the one that the page opens on.
   measure(name) {
-    return this.measures.find((measure) => measure.name === name) ?? this.measures[0];
+    const about = (wanted) => this.measures.find((measure) => measure.name === wanted);
+    return about(name) ?? about(this.opens_on) ?? this.measures[0];
   }
 }

@@ -24,6 +24,18 @@ class Table:
     ends: frozenset[int] = frozenset()
     """Indices of rows that end a section."""
 
+    def thinned(self, most: int) -> "Table":
+        """Return the table with at most this many rows, evenly spaced, with the first and the last; its title says so.
+
+        >>> Table("all", ("k",), (("0",), ("1",), ("2",))).thinned(2)
+        Table(title='all; 2 of 3 rows', heads=('k',), rows=(('0',), ('2',)), ends=frozenset())
+        """
+        count = len(self.rows)
+        if count <= most:
+            return self
+        rows = tuple(self.rows[round(k * (count - 1) / max(1, most - 1))] for k in range(most))
+        return Table(f"{self.title}; {most} of {count} rows", self.heads, rows)
+
     def __str__(self) -> str:
         """Return the table as plain text.
 

@@ -16,8 +16,10 @@ MOST_ROWS = 48
 """Largest number of pairs of models or of families that a table shows completely; more would fill several screens."""
 SHOWN = 5
 """Number of pairs that a table of more pairs shows at either end of their order."""
+BRIEF = 3
+"""Number of pairs at either end of the order in the table that the terminal shows at first."""
 _ENDS = ("", "_low", "_high")
-_OF_PAIRS = (
+_PAIR_COLUMNS = (
     "pair", "relation", "index", "energy", "control", "control_name", "p_index_holm",
     *(f"{name}{end}" for name in ("split_half", "learned") for end in _ENDS),
 )  # fmt: skip
@@ -39,27 +41,41 @@ def all_tables(study: xr.Dataset) -> list[Table]:
 
 def pairs(study: xr.Dataset) -> Table:
     """Return the table of all pairs of models under the strictest kernel."""
-    kernel = strictest(study)
-    at = _columns(study, kernel, _OF_PAIRS)
     heads = (
         "models", "relation", ">split half (95 %)", ">all samples", ">units of energy", ">control", "which control",
         ">learned (95 %)", ">p (Holm)",
     )  # fmt: skip
-    shown, left_out = first_and_last(at["split_half"] if headline(study, kernel) == "split_half" else at["index"])
+    return _of_pairs(study, heads, MOST_ROWS, SHOWN)
+
+
+def ends_of_pairs(study: xr.Dataset) -> Table:
+    """Return a short table of pairs of models under the strictest kernel: of many, the most and the least alike."""
+    main = ">split half (95 %)" if headline(study, strictest(study)) == "split_half" else ">all samples"
+    return _of_pairs(study, ("models", main, ">control", ">learned (95 %)"), 2 * BRIEF, BRIEF)
+
+
+def _of_pairs(study: xr.Dataset, heads: Sequence[str], most: int, ends: int) -> Table:
+    """Return a table of pairs of models with these columns."""
+    kernel = strictest(study)
+    at = _columns(study, kernel, _PAIR_COLUMNS)
+    main = "split_half" if headline(study, kernel) == "split_half" else "index"
+    shown, left_out = first_and_last(at[main], most=most, ends=ends)
     rows = []
     for k in shown:
-        cells = (
-            _within(at, "split_half", k),
-            number(at["index"][k]),
-            number(at["energy"][k]),
-            number(at["control"][k]),
-            at["control_name"][k] or "-",
-            _within(at, "learned", k),
-            probability(at["p_index_holm"][k]),
-        )
-        rows.append((at["pair"][k], at["relation"][k], *_shown(*cells)))
-    title = f"{kernel}: mean along matching layers, matched on one half of the samples and measured on the other"
-    return Table(f"{title}{left_out}", heads, tuple(rows), frozenset({SHOWN - 1} if left_out else ()))
+        cells = {
+            ">split half (95 %)": _within(at, "split_half", k),
+            ">all samples": number(at["index"][k]),
+            ">units of energy": number(at["energy"][k]),
+            ">control": number(at["control"][k]),
+            "which control": at["control_name"][k] or "-",
+            ">learned (95 %)": _within(at, "learned", k),
+            ">p (Holm)": probability(at["p_index_holm"][k]),
+        }
+        names = {"models": at["pair"][k], "relation": at["relation"][k]}
+        rows.append(tuple(names[head] if head in names else _shown(cells[head])[0] for head in heads))
+    matched = ", matched on one half of the samples and measured on the other"
+    title = f"{kernel}: mean along matching layers{matched if '>split half (95 %)' in heads else ''}"
+    return Table(f"{title}{left_out}", tuple(heads), tuple(rows), frozenset({ends - 1} if left_out else ()))
 
 
 def by_measure(study: xr.Dataset) -> Table:
@@ -82,22 +98,24 @@ def by_measure(study: xr.Dataset) -> Table:
     return Table("every measure, mean over pairs of models", heads, tuple(rows))
 
 
-def first_and_last(values: Sequence[float], noun: str = "pairs of models") -> tuple[list[int], str]:
+def first_and_last(
+    values: Sequence[float], noun: str = "pairs of models", *, most: int = MOST_ROWS, ends: int = SHOWN
+) -> tuple[list[int], str]:
     """Return which rows of a table are shown, and how the title says that others are left out.
 
-    Of more than `MOST_ROWS` rows, those with the largest and with the smallest values are shown, `SHOWN` of each.
+    Of more than ``most`` rows, those with the largest and with the smallest values are shown, ``ends`` of each.
 
     >>> first_and_last([0.1, 0.2])
     ([0, 1], '')
     >>> first_and_last(list(range(100)))[1]
     '; the 5 most and the 5 least alike of 100 pairs of models'
     """
-    if len(values) <= MOST_ROWS:
+    if len(values) <= most:
         return list(range(len(values))), ""
     numbers = np.nan_to_num(np.array(values, np.float64), nan=-np.inf)
     order = np.argsort(-numbers, kind="stable").tolist()
-    which = f"; the {SHOWN} most and the {SHOWN} least alike of {len(values):,} {noun}"
-    return [*order[:SHOWN], *order[-SHOWN:]], which
+    which = f"; the {ends} most and the {ends} least alike of {len(values):,} {noun}"
+    return [*order[:ends], *order[-ends:]], which
 
 
 def _columns(study: xr.Dataset, kernel: str, names: Sequence[str]) -> dict[str, list[Any]]:

@@ -29,6 +29,8 @@ from repsim.study.reading import (
 
 _MOST_FAMILIES = 20
 """Largest number of families that the summary names one by one."""
+_MOST_NETWORKS = 12
+"""Largest number of networks that a sentence names; the families of all of them follow."""
 _MOST_SENTENCES = 10
 """Largest number of pairs of families that have a sentence each; more are counted together."""
 _EFFECTS = ["effect", "effect_low", "effect_high"]
@@ -277,7 +279,7 @@ def _claimed(study: xr.Dataset) -> Iterator[str]:
         kinds = f" ({_networks_in_words(read)})" if len(_kinds(study)) > 1 and read else ""
         yield (
             f"These trained networks are, on average over their pairs, more alike than each of their controls{beyond}, "
-            f"on samples like these: {', '.join(networks)}. Those {all_} {_joined(names)}{kinds} are "
+            f"on samples like these: {listed(networks, _MOST_NETWORKS)}. Those {all_} {_joined(names)}{kinds} are "
             f"{_effect(study, names)}. "
             "Whether training makes networks of these architectures alike is not shown: "
             f"{'; '.join(reason for reason in reasons if reason)}.{_limit(study, names)}"

@@ -14,6 +14,7 @@ import pytest
 import xarray as xr
 from click.testing import Result
 
+from repsim.commands.terminal import SCREEN
 from repsim.engine.comparison import Comparison, compare
 from repsim.results.files import open_result
 from repsim.runtime.memory import parse_size
@@ -112,6 +113,23 @@ def test_of_many_models_the_mean_of_the_closest_is_shown(stores: list[Path]) -> 
     rows = {line.split()[0]: line.split()[1:] for line in text.splitlines() if line.strip().startswith("net_")}
     assert rows["net_a"][:2] == ["-", f"{wanted:.4f}"]
     assert rows["net_b"][1] == "-"
+
+
+def test_a_long_result_is_printed_on_request(tmp_path: Path) -> None:
+    long = [make(tmp_path, name, widths=(3,) * 60) for name in "xy"]
+    out = tmp_path / "long.nc"
+    short = succeed(*long, "-m", "cka", "-m", "svcca", "-o", out).stdout
+    assert short.count("\n") <= SCREEN + 2
+    assert short.count("rows") == 3  # the titles of both tables, and how to get all
+    assert f"repsim inspect {out} --full" in short
+    everything = calls.succeed("inspect", str(out), "--full").stdout
+    layers = [line.split()[0] for line in everything.splitlines() if line.startswith(" x")]
+    assert layers == 2 * [f"x{k}" for k in range(60)]
+    assert succeed(*long, "-m", "cka", "-m", "svcca", "--full").stdout == everything
+    many = succeed(*long, *[word for name in ("cka", "svcca", "rsa", "procrustes", "cca", "pwcca")
+                            for word in ("-m", name)]).stdout  # fmt: skip
+    assert many.count("\n") <= SCREEN + 4
+    assert "2 more measures: --full prints them" in many
 
 
 @pytest.mark.slow

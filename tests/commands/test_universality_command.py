@@ -14,7 +14,9 @@ from repsim import extract
 from repsim.commands import terminal
 from repsim.results.files import open_result, open_study, save_result
 from repsim.stores.store import ActivationStore
-from repsim.testing.examples import TRAINED, UNTRAINED, write_networks
+from repsim.study.tables import all_tables
+from repsim.testing.examples import TRAINED, UNTRAINED, small_study, write_networks
+from repsim.testing.large import enlarged_study
 from tests.commands import calls
 
 
@@ -53,7 +55,7 @@ def test_help() -> None:
 
 @pytest.mark.slow
 def test_it_prints_warnings_tables_and_the_summary(stores: list[Path]) -> None:
-    outcome = succeed(*stores, *FAST, "-m", "procrustes")
+    outcome = succeed(*stores, *FAST, "-m", "procrustes", "--full")
     assert all(line.startswith("note: ") for line in outcome.stderr.splitlines() if "samples" in line)
     assert "note: 40 samples: intervals are wide" in outcome.stderr
     text = " ".join(outcome.stdout.split())
@@ -68,6 +70,44 @@ def test_it_prints_warnings_tables_and_the_summary(stores: list[Path]) -> None:
     assert "is universal across these families" in text
     assert "nan" not in text
     assert text.count("cnn.seed0 x vit.seed1") == 1
+
+
+@pytest.mark.slow
+def test_what_is_longer_than_a_screen_is_printed_on_request(stores: list[Path], tmp_path: Path) -> None:
+    study = succeed(*stores, *FAST, "-o", tmp_path / "study.nc").stdout
+    assert study.count("\n") <= terminal.SCREEN
+    command = f"repsim inspect {tmp_path / 'study.nc'} --full"
+    assert command in study
+    everything = calls.run(*command.split()[1:])
+    assert everything.exit_code == 0
+    opened = open_study(tmp_path / "study.nc")
+    text = " ".join(everything.stdout.split())
+    for sentence in json.loads(opened.attrs["summary"]):
+        assert sentence in text
+    assert all(table.title in text for table in all_tables(opened))
+    assert "--full prints them" in succeed(*stores, *FAST).stdout
+
+
+def test_the_most_and_the_least_alike_pairs_of_a_large_study_fit_on_a_screen(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    study = enlarged_study(small_study(20, metrics=["cka"], draws=5), 30)
+    terminal.print_study(study, path=Path("many.nc"))
+    shown = capsys.readouterr()
+    assert len(shown.out.splitlines()) + len(shown.err.splitlines()) <= terminal.SCREEN
+    assert "the 3 most and the 3 least alike of 435 pairs of models" in " ".join(shown.out.split())
+    values = study["split_half"].sel(measure="cka given input").values
+    order = np.argsort(-values, kind="stable")
+    rows = [
+        line.split("  ")[0].strip()
+        for line in shown.out.splitlines()
+        if line.startswith(" ") and " x " in line.split("  ")[0]
+    ]
+    assert rows == study["pair"].values[np.r_[order[:3], order[-3:]]].tolist()
+    assert json.loads(study.attrs["summary"])[0] in " ".join(shown.out.split())
+    assert shown.out.splitlines()[-1].endswith("repsim inspect many.nc --full")
+    terminal.print_study(study, full=True)
+    assert len(capsys.readouterr().out.splitlines()) > 2 * terminal.SCREEN
 
 
 @pytest.mark.slow
@@ -116,7 +156,9 @@ def test_what_is_only_seen_is_printed_without_the_word(tmp_path: Path) -> None:
     low = float(open_study(out)["learned_mean_low"].sel(kernel="cka given input", kind_of_pair="other family"))
     assert low <= 0
     assert "universal" not in outcome.output
-    assert "common to families" in " ".join(outcome.stdout.split())
+    everything = calls.run("inspect", str(out), "--full")
+    assert "universal" not in everything.output
+    assert "common to families" in " ".join(everything.stdout.split())
 
 
 def test_what_stores_can_show_is_explained_without_a_study(stores: list[Path], tmp_path: Path) -> None:

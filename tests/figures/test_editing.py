@@ -2,6 +2,7 @@
 
 import logging
 import re
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -302,7 +303,7 @@ def test_names_are_replaced_and_stages_stay() -> None:
     for plot in (figures.plot_pairs, figures.plot_models):
         drawn = plot(STUDY, labels={"net.seed0": "ResNet"})
         assert any("ResNet" in text.get_text() for text in drawn.get_yticklabels())
-    with pytest.raises(UnknownNameError, match="unknown layer or model of this result 'stm'; did you mean stem"):
+    with pytest.raises(UnknownNameError, match="unknown layer or model of this figure 'stm'; did you mean stem"):
         figures.heatmap(PAIR, labels={"stm": "conv"})
     with pytest.raises(UnknownNameError, match="unknown model of this study"):
         figures.plot_pairs(STUDY, labels={"net": "x"})
@@ -317,7 +318,7 @@ def test_layers_are_drawn_in_the_order_of_the_user_with_their_matches() -> None:
     path = [order[2:].index(name) for name in names if name in order[2:]]
     (line,) = drawn_by(ax, "path")
     assert np.asarray(line.get_xdata()).tolist() == path
-    with pytest.raises(UnknownNameError, match="unknown layer of this result"):
+    with pytest.raises(UnknownNameError, match="unknown layer of this figure"):
         figures.heatmap(PAIR, order=["stm"])
 
 
@@ -460,3 +461,65 @@ def test_axes_of_the_user_keep_their_width() -> None:
     assert figures.plot_pairs(STUDY, ax=mine, style="nature") is mine
     assert isinstance(STUDY, xr.Dataset)
     assert figure_of(mine).get_figwidth() == 6
+
+
+@pytest.mark.parametrize(
+    ("keyword", "expected"),
+    [
+        ({"cmap": 3}, "expected cmap=a colour map"), ({"vmin": "a"}, "expected vmin=a number"),
+        ({"width": -1}, "expected width=a width in inches above 0"), ({"width": True}, "expected width="),
+        ({"labels": "x"}, "expected labels=a mapping"), ({"labels": {"stem": 1}}, "expected labels=.* with 1"),
+        ({"title": 3}, "expected title=a text"), ({"norm": 2}, "expected norm="), ({"im_kw": 3}, "expected im_kw="),
+        ({"style": 3}, "expected style="), ({"cbar": "no"}, "expected cbar=True or False"),
+        ({"order": 3}, "expected order=a sequence of names"),
+    ],
+)  # fmt: skip
+def test_a_keyword_of_a_wrong_type_is_one_clear_error(keyword: dict[str, Any], expected: str) -> None:
+    with pytest.raises(InvalidInputError, match=expected):
+        figures.heatmap(PAIR, **keyword)
+
+
+def test_a_keyword_that_does_not_exist_names_similar_ones() -> None:
+    with pytest.raises(TypeError, match="plot_grid has no keyword 'vmx'; did you mean vmax"):
+        figures.plot_grid(STUDY, vmx=1)  # type: ignore[call-arg]
+
+
+def test_text_that_leaves_no_room_is_an_error_and_no_file(tmp_path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with figures.style_context(size=60):
+            drawn = figures.plot_pairs(STUDY, width=2).figure.figure
+        with pytest.raises(InvalidInputError, match=r"no room for the axes in a figure of 2.0 inches; give more"):
+            figures.save(drawn, tmp_path / "crowded.png")
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(InvalidInputError, match="the font has no name"), figures.style_context(font=""):
+        pass
+
+
+def test_figures_of_a_study_take_the_look_of_images_on_the_command_line(tmp_path: Path) -> None:
+    save_result(complete(STUDY), tmp_path / "study.nc")
+    look = ["--cmap", "viridis", "--range", "0", "0.5", "--title", "Mine", "--format", "svg"]
+    run = CliRunner().invoke(
+        main, ["figures", str(tmp_path / "study.nc"), "-o", str(tmp_path), "--only", "models", "--only", "pairs", *look]
+    )
+    assert run.exit_code == 0, run.output
+    for name in ("models", "pairs"):
+        assert ">Mine<" in (tmp_path / f"{name}.svg").read_text(encoding="utf-8")
+    alone = [name for name, _, _ in figures.draw_all(STUDY, among=["models"], cmap="viridis", vmin=0.0, vmax=0.5)]
+    assert alone == ["models"]
+    (drawn,) = (figure for _, _, figure in figures.draw_all(STUDY, among=["models"], cmap="viridis", vmax=0.5))
+    assert drawn is not None
+    (image,) = drawn.axes[0].get_images()
+    assert (image.get_cmap().name, image.get_clim()[1]) == ("viridis", 0.5)
+    run = CliRunner().invoke(
+        main, ["figures", str(tmp_path / "study.nc"), "-o", str(tmp_path), "--only", "pairs", "--cmap", "viridis"]
+    )
+    assert run.exit_code == 2
+    assert "none of these figures is an image" in run.output
+
+
+def test_an_unknown_name_lists_those_that_there_are() -> None:
+    with pytest.raises(UnknownNameError, match="unknown model of this study 'zzz'; known: net.seed0, net.seed1"):
+        figures.plot_models(STUDY, labels={"zzz": "a"})
+    with pytest.raises(UnknownNameError, match="layer of this figure 'zzz'; known: stem, layer1.0"):
+        figures.plot_grid(STUDY, order=["zzz"])

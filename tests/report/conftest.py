@@ -1,7 +1,7 @@
 """Fixtures of the report's tests: a small study, its pictures, and a browser."""
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,28 +40,37 @@ def comparison(tmp_path_factory: pytest.TempPathFactory) -> xr.Dataset:
         return compare(left, right, metrics=["cka", "procrustes", "linear_regression"])
 
 
-def hostile(study: xr.Dataset) -> xr.Dataset:
-    """Return the study with names that contain markup, scripts and format characters."""
-    text = np.frompyfunc(lambda name: f"{HOSTILE} {name}", 1, 1)
-    models = {name: str(text(name)) for name in study["model"].values.tolist()}
+def renamed(study: xr.Dataset, change: Callable[[str], str]) -> xr.Dataset:
+    """Return the study with other names of models, layers, families and samples."""
+    text = np.frompyfunc(change, 1, 1)
+    models = {name: change(name) for name in study["model"].values.tolist()}
 
-    def renamed(name: str) -> str:
+    def new(name: str) -> str:
         model, slash, layer = name.partition("/")
-        return models[model] + slash + (f"{HOSTILE}{layer}" if slash else "")
+        return models[model] + slash + (change(layer) if slash else "")
 
     changed: dict[str, Any] = {
-        name: (study[name].dims, [renamed(label) for label in study[name].values.tolist()])
+        name: (study[name].dims, [new(label) for label in study[name].values.tolist()])
         for name in ("model", "other_model", "layer_a", "layer_b", "model_a", "model_b", "pair_a", "pair_b")
     }
-    networks = [models.get(name, f"{HOSTILE} {name}") for name in study["network"].values.tolist()]
+    networks = [models.get(name, change(name)) for name in study["network"].values.tolist()]
     changed |= {name: (study[name].dims, networks) for name in ("network", "other_network")}
     for name in (
         "family", "sample", "pair", "one_family", "families", "family_a", "family_b", "network_family", "architecture",
     ):  # fmt: skip
         changed[name] = (study[name].dims, text(study[name].values).astype(str))
-    study = study.assign_coords(**changed, readout=HOSTILE, data=HOSTILE)
+    return study.assign_coords(**changed)
+
+
+def hostile(study: xr.Dataset) -> xr.Dataset:
+    """Return the study with names that contain markup, scripts and format characters."""
+
+    def change(name: str) -> str:
+        return f"{HOSTILE} {name}"
+
+    study = renamed(study, change).assign_coords(readout=HOSTILE, data=HOSTILE)
     for name in ("control_name", "claim_reason"):
-        study[name] = (study[name].dims, text(study[name].values).astype(str))
+        study[name] = (study[name].dims, np.frompyfunc(change, 1, 1)(study[name].values).astype(str))
     sentences = '["' + HOSTILE.replace('"', '\\"') + '"]'
     return study.assign_attrs(summary=sentences, warnings=sentences, command=HOSTILE)
 

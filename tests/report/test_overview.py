@@ -20,9 +20,11 @@ from repsim.presentation.stages import Run, runs
 from repsim.report import overview, packing
 from repsim.report.page import SCRIPTS
 from repsim.report.payload import payload
+from repsim.study import reading
 from repsim.study.reading import headline
 from repsim.testing.examples import related_layers, write_network
 from repsim.testing.large import enlarged_study
+from tests.report.conftest import renamed
 
 MATRICES = ("value", "low", "high", "chance", "chance_sd", "z", "p")
 FOLDER = Path(overview.__file__).parent
@@ -108,22 +110,60 @@ def test_the_first_heatmap_has_the_main_value_of_every_pair(large: xr.Dataset) -
         assert set(part["overview_notes"][k]) == {"value", "calibrated", "z"}
 
 
-def test_few_layers_are_all_shown_at_once(study: xr.Dataset, large: xr.Dataset) -> None:
+def test_few_layers_are_unpacked_and_shown_at_once(study: xr.Dataset, large: xr.Dataset) -> None:
     for few in (study, large):  # 90 layers
         part = part_of(few)
-        assert "overview" not in part
+        assert ("overview" in part) == (few is large)  # it has more than 48 pairs of networks
+        assert not part["in_blocks"]
         assert "triangle" in part["matrices"]["value"][0]
+    assert not overview.shows_networks(enlarged_study(study, 10))
+    assert overview.shows_networks(enlarged_study(study, 11))
     assert overview.networks_of(study.assign_coords(model_a=("layer_a", study["model_a"].values[::-1]))) is None
 
 
-@pytest.mark.usefixtures("few_cells")
-def test_the_pairs_that_the_figure_leaves_out_are_told(large: xr.Dataset, study: xr.Dataset) -> None:
+def test_networks_are_in_the_order_of_the_dendrogram(large: xr.Dataset, many: xr.Dataset) -> None:
+    """The order is that of the leaves: every joint of the tree joins neighbours, the most similar ones lowest."""
+    for result in (large, many):
+        for one in part_of(result)["overview"]:
+            table = np.frombuffer(base64.b64decode(one["value"]["f4"]), "<f4").astype(float)
+            size = round(table.size**0.5)
+            if np.isnan(table).all():
+                assert "order" not in one
+                continue
+            assert sorted(one["order"]) == list(range(size))
+            joints = np.array(one["tree"])
+            assert joints.shape == (size - 1, 4, 2)
+            ordered = table.reshape(size, size)[np.ix_(one["order"], one["order"])]
+            ordered = np.nan_to_num((ordered + ordered.T) / 2, nan=-np.inf)
+            lowest = joints[joints[:, 1, 1].argmin()]
+            i, j = (int(x) for x in (lowest[0, 0], lowest[3, 0]))
+            assert abs(i - j) == 1
+            np.testing.assert_allclose(ordered[i, j], ordered.max(), rtol=1e-6)
+
+
+def test_the_most_and_the_least_alike_of_many_pairs_are_drawn(large: xr.Dataset, study: xr.Dataset) -> None:
     part = part_of(large)
-    assert all(2 < len(drawn) <= 48 for drawn in part["drawn"])
-    assert part["drawn_note"].startswith(f"{len(part['drawn'][0])} of 435 pairs of networks are drawn")
+    assert part["drawn_note"].startswith("The 10 most and the 10 least alike of 435 pairs are drawn")
+    for measure, shown in zip(large["measure"].values.tolist(), part["drawn"], strict=True):
+        values = large[headline(large, measure)].sel(measure=measure).values
+        ordered = np.sort(values[np.isfinite(values)])[::-1]
+        np.testing.assert_array_equal(values[shown], np.r_[ordered[:10], ordered[-10:]])
     every = part_of(study)
     assert sorted(every["drawn"][0]) == list(range(study.sizes["pair"]))
-    assert every["drawn_note"] == ""
+    assert (every["drawn_note"], every["extremes"]) == ("", 0)
+
+
+def test_a_page_opens_given_the_input_with_the_stimuli_of_the_summary(study: xr.Dataset) -> None:
+    part = part_of(study)
+    assert part["opens_on"] == "cka given input"
+    assert part["tiles"][0]["label"].startswith("Pairs of families that exceed")
+    assert part["tiles"][1]["label"].endswith("given input")
+    (about,) = (one for one in part["measures"] if one["name"] == part["opens_on"])
+    named = [part["coords"]["sample"][k] for k in part["stimuli"][about["kernel"]]["most"]]
+    sentence = next((text for text in part["summary"] if text.startswith("Networks agree most on")), "")
+    assert not sentence or (named[0] in sentence and sentence.endswith(f"({part['opens_on']})."))
+    without = study.drop_sel(kernel="cka given input", measure="cka given input")
+    assert reading.strictest(without) == "cka"
 
 
 @pytest.fixture(scope="module")
@@ -207,24 +247,89 @@ def test_a_browser_shows_networks_and_then_the_layers_of_a_pair(
 ) -> None:
     monkeypatch.setattr(overview, "MOST_CELLS", 1000)
     shown = "id => document.getElementById(id).data[0].z.map(row => Array.from(row, x => x ?? NaN))"
-    opened: Callable[[Any, xr.Dataset, str], Any] = _open
+    opened: Callable[..., Any] = _open
     page = opened(browser, many, str(tmp_path / "many.html"))
     assert np.array(page.evaluate(shown, "all-map"), float).shape == (26, 26)
     page.select_option("#pair", "net03 x net17")
     up = runs(map(str, many["model_a"].values))
     expected = many["cka"].values[up[3].first : up[3].first + 12, up[17].first : up[17].first + 12]
     np.testing.assert_allclose(np.array(page.evaluate(shown, "one-map"), float), expected, atol=1e-4)
-    page = opened(browser, large, str(tmp_path / "large.html"))
-    assert page.locator("#pairs-table tbody tr").count() == 100
-    page.click("#pairs-table > button")
-    assert page.locator("#pairs-table tbody tr").count() == 200
-    assert "of 435 pairs of networks are drawn" in page.locator("#pairs-note").text_content()
-    assert page.problems == []
+    names = [f"vit_base_patch16_224.recipe{k}_in21k_ft_in1k" for k in range(30)]
+    models = dict(zip(large["model"].values.tolist(), names, strict=True))
+    long = renamed(large, lambda name: " x ".join(models.get(part, part) for part in name.split(" x ")))
+    for width in (1280, 400):
+        page = opened(browser, long, str(tmp_path / "large.html"), width)
+        assert page.input_value("#measure") == "cka given input"
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        heads = page.evaluate("document.getElementById('all-map').layout.xaxis.ticktext")
+        order = part_of(large)["overview"][1]["order"]
+        assert part_of(large)["measures"][1]["name"] == "cka given input"
+        assert len(set(heads)) == len(heads) > 8
+        every = -(-30 // len(heads))
+        for head, k in zip(heads, order[::every], strict=True):  # the digits that differ are not cut off
+            assert f"{k}" in head
+            assert len(head) <= 26
+        values = np.array(page.evaluate(shown, "all-map"), float)
+        np.testing.assert_allclose(values, values.T)
+        of_pairs = large.sel(measure="cka given input").set_index(pair=["pair_a", "pair_b"])["split_half"]
+        first, second = sorted(order[:2])
+        pair = {"pair_a": large["model"].values[first], "pair_b": large["model"].values[second]}
+        np.testing.assert_allclose(values[0, 1], float(of_pairs.sel(pair=tuple(pair.values()))), rtol=1e-6)
+        labels = page.evaluate("document.getElementById('forest').layout.yaxis.ticktext")
+        assert len(labels) == len(set(labels)) == 20
+        assert "of 435 pairs are drawn" in page.locator("#pairs-note").text_content()
+        families = large["family"].values.tolist()
+        assert page.locator("#panels .panel").count() == min(12, len(set(families)))
+        page.click("#family-panels summary")
+        row = page.locator("#family-panels details tbody tr").first.inner_text().split("\t")
+        own = (large["pair_a"].isin(members := large["model"].values[np.array(families) == families[0]])
+               & large["pair_b"].isin(members))  # fmt: skip
+        mean = float(large["split_half"].sel(measure="cka given input").values[own.values].mean())
+        assert row[:4] == [families[0], families[0], str(int(own.sum())), f"{mean:.4f}"]
+        shown_names = page.evaluate("document.getElementById('models-map').data.flatMap(x => x.text)")
+        assert len(shown_names) == 30
+        placed = [name for name in shown_names if name]
+        assert len(placed) == len(set(placed)) > 3
+        assert page.locator("#pairs-table tbody tr").count() == 20
+        page.click("#pairs-table > button")
+        assert page.locator("#pairs-table tbody tr").count() == 120
+        page.focus("#all-map")
+        page.keyboard.press("Home")
+        page.keyboard.press("ArrowRight")
+        page.keyboard.press("Enter")
+        assert page.input_value("#pair") == f"{names[first]} x {names[second]}"
+        assert page.problems == []
 
 
-def _open(browser: Any, result: xr.Dataset, path: str) -> Any:
-    write_report(result, path)
-    page = browser.new_context(viewport={"width": 1280, "height": 900}, offline=True).new_page()
+@pytest.mark.skipif(shutil.which("node") is None, reason="node, which runs scripts without a browser, is not installed")
+def test_different_names_are_shortened_to_different_texts(tmp_path: Path) -> None:
+    families = [
+        [f"vit_base_patch{k}_224.augreg_in21k_ft_in1k" for k in (8, 14, 16, 32)],
+        [f"{'a' * 250}{k}{'b' * 250}" for k in range(40)],
+        [*(f"net.seed{k}" for k in range(3)), "x" * 500],
+        ["😀" * 30 + f"{k}" + "😀" * 30 for k in range(3)],
+        [f"{'ab' * k}{'c' * 60}{'de' * (30 - k)}" for k in range(12)],
+    ]
+    code = (
+        (FOLDER / "text.js").read_text("utf-8").split("// Measures the width")[0]
+        + f"""
+console.log(JSON.stringify({json.dumps(families)}.map((names) => [10, 18, 26].map((most) => shortenAll(names, most)))));
+"""
+    )
+    (tmp_path / "run.js").write_text(code, encoding="utf-8")
+    run = subprocess.run(
+        [str(shutil.which("node")), str(tmp_path / "run.js")], capture_output=True, encoding="utf-8", check=True
+    )
+    for names, results in zip(families, json.loads(run.stdout), strict=True):
+        for most, short in zip((10, 18, 26), results, strict=True):
+            assert len(set(short)) == len(names)
+            assert max(map(len, short)) <= most
+            assert all(text == name for text, name in zip(short, names, strict=True) if len(name) <= most)
+
+
+def _open(browser: Any, result: xr.Dataset, path: str, width: int = 1280) -> Any:
+    write_report(result, path, overwrite=True)
+    page = browser.new_context(viewport={"width": width, "height": 900}, offline=True).new_page()
     page.problems = []
     page.on("pageerror", lambda error: page.problems.append(str(error)))
     page.goto(f"file://{path}")

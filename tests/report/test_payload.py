@@ -115,7 +115,9 @@ def claimed(study: xr.Dataset, level: str) -> xr.Dataset:
 
 def tile(study: xr.Dataset, label: str) -> dict[str, Any]:
     tiles: list[dict[str, Any]] = payload([study])["parts"][0]["tiles"]
-    return next(one for one in tiles if one["label"].startswith(label))
+    return next((one for one in tiles if one["label"] == label), None) or next(
+        one for one in tiles if one["label"].startswith(label)
+    )
 
 
 def test_names_of_shares_claim_no_more_than_the_verdict(study: xr.Dataset) -> None:
