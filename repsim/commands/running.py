@@ -68,9 +68,10 @@ def _plan(file: Path) -> None:
             show_plan(planned)
     protocol, target = plan.protocol, plan.target
     if is_first_process():
+        permutations = protocol.permutations or "the default number of"
         click.echo(
             f"then a study of {len(plan.models)} models, with {protocol.untrained} untrained of every "
-            f"architecture, {protocol.permutations} permutations: {target}{', which exists' * target.exists()}"
+            f"architecture, {permutations} permutations: {target}{', which exists' * target.exists()}"
         )
 
 

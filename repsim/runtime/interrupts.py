@@ -124,7 +124,7 @@ class _Guard:
                 for child in processes.active_children():
                     child.kill()
         with suppress(BaseException):
-            if sys.stderr.isatty():
+            if os.isatty(2):  # not sys.stderr: with rich 14.0 and before, a progress bar replaces it by no terminal
                 os.write(2, b"\r\x1b[2K\x1b[?25h")  # clear the progress bar and show the cursor
         with suppress(BaseException):
             self.printing.acquire(timeout=1)

@@ -108,7 +108,10 @@ def test_a_dry_run_writes_nothing(tmp_path: Path) -> None:
     shown = run(file, "--dry-run")
     assert shown.exit_code == 0, shown.output
     assert "blocks.5" in shown.stdout
+    assert ", 19 permutations: " in shown.stdout
     assert list(tmp_path.iterdir()) == [file]
+    file.write_text(re.sub(r"^permutations.*\n", "", SMALL, flags=re.MULTILINE))
+    assert ", the default number of permutations: " in run(file, "--dry-run").stdout
 
 
 def test_a_slip_of_the_hand_costs_no_extraction(tmp_path: Path) -> None:

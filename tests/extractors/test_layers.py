@@ -100,6 +100,8 @@ BLOCKS = {
 
 @pytest.mark.parametrize("model", BLOCKS)
 def test_blocks_are_neither_stages_nor_parts_of_blocks(model: str) -> None:
+    if not timm.is_model(model):
+        pytest.skip(f"timm {timm.__version__} has no {model}")
     with torch.device("meta"):
         names = blocks(timm.create_model(model))
     assert (len(names), names[0], names[-1]) == BLOCKS[model]
