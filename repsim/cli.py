@@ -27,7 +27,7 @@ from repsim.commands import (
     studying,
     terminal,
 )
-from repsim.errors import MissingDigestWarning, OtherProcessError, RepsimError, reason
+from repsim.errors import MissingDigestWarning, RepsimError, reason
 from repsim.runtime.heap import let_threads_sleep, use_huge_pages
 
 
@@ -64,7 +64,7 @@ class _Group(stopping.StoppableGroup):
                 warnings.showwarning = _show_in_one_line(warnings.showwarning)
                 return super().invoke(ctx)
         except RepsimError as error:
-            if isinstance(error, OtherProcessError) and not error.first:  # only the first process prints the error
+            if not getattr(error, "first", True):  # an error of all processes, which only the first one prints
                 raise SystemExit(_UserError.exit_code) from None
             raise _UserError(remedies.render_for_cli(error, self.commands.get(ctx.invoked_subcommand or ""))) from None
         except MemoryError as error:

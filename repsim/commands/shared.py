@@ -50,5 +50,5 @@ def is_first_process() -> bool:
 
 
 def command_line() -> str:
-    """Return the command line as the user typed it, which results record."""
-    return shlex.join(["repsim", *sys.argv[1:]])
+    """Return the command line as the user typed it, which results record; bytes that are no UTF-8 as escapes."""
+    return shlex.join(["repsim", *sys.argv[1:]]).encode(errors="backslashreplace").decode()

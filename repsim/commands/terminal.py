@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from repsim.commands.shared import is_first_process
-from repsim.errors import MissingFontWarning
+from repsim.errors import BrokenPluginWarning, MissingFontWarning
 from repsim.runtime import interrupts
 from repsim.runtime.pace import Pace
 
@@ -61,11 +61,11 @@ def _escaping_codec(name: str) -> codecs.CodecInfo | None:
 
 @contextmanager
 def warnings_as_notes() -> Iterator[None]:
-    """Print warnings about missing fonts as notes of one line, without their place in the source."""
+    """Print warnings about fonts and plug-ins as notes of one line, without their place in the source."""
     original = warnings.showwarning
 
     def show_warning(message: Warning | str, category: type[Warning], *args: Any, **kwargs: Any) -> None:
-        if issubclass(category, MissingFontWarning):
+        if issubclass(category, (MissingFontWarning, BrokenPluginWarning)):
             click.echo(f"note: {message}", err=True)
         else:
             original(message, category, *args, **kwargs)
