@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from repsim.commands.shared import is_first_process
+from repsim.commands.shared import echo, is_first_process
 from repsim.errors import Hint, OtherProcessError, RepsimError
 from repsim.runtime import interrupts
 
@@ -65,7 +65,7 @@ class StoppableGroup(click.Group):
         def print_line() -> None:
             try:
                 if line:
-                    click.echo(line, err=True)
+                    echo(line, err=True)
             except OSError:  # after SIGHUP the terminal is gone
                 sys.stderr = None  # otherwise the interpreter would fail to flush it at exit
 

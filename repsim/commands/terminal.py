@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from repsim.commands.shared import is_first_process
+from repsim.commands.shared import echo, is_first_process
 from repsim.errors import BrokenPluginWarning, MissingFontWarning
 from repsim.runtime import interrupts
 from repsim.runtime.pace import Pace
+from repsim.runtime.visible_text import visible
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -66,7 +67,7 @@ def warnings_as_notes() -> Iterator[None]:
 
     def show_warning(message: Warning | str, category: type[Warning], *args: Any, **kwargs: Any) -> None:
         if issubclass(category, (MissingFontWarning, BrokenPluginWarning)):
-            click.echo(f"note: {message}", err=True)
+            echo(f"note: {message}", err=True)
         else:
             original(message, category, *args, **kwargs)
 
@@ -101,10 +102,15 @@ def make_table(*columns: str, title: str | None = None) -> "Table":
     from rich import box
     from rich.table import Table
 
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    class VisibleTable(Table):
+        def add_row(self, *cells: Any, **options: Any) -> None:
+            super().add_row(*(visible(cell) if isinstance(cell, str) else cell for cell in cells), **options)
+
+    title = None if title is None else visible(title)
+    table = VisibleTable(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for column in columns:
         table.add_column(
-            column.removeprefix(">"), justify="right" if column.startswith(">") else "left", overflow="fold"
+            visible(column.removeprefix(">")), justify="right" if column.startswith(">") else "left", overflow="fold"
         )
     return table
 
@@ -145,7 +151,7 @@ class Bar:
             now = self.clock()
             if self.pace.total and now - self._printed >= LOG_SECONDS:
                 self._printed = now
-                click.echo(f"{self.what}: {self.text()}", err=True)
+                echo(f"{self.what}: {self.text()}", err=True)
 
 
 @contextmanager
@@ -219,7 +225,7 @@ def print_notes(result: "xr.Dataset") -> None:
     from repsim.results.summary import notes
 
     for text in notes(result):
-        click.echo(text, err=True)
+        echo(text, err=True)
 
 
 def print_matches(variable: "xr.DataArray") -> None:
@@ -244,8 +250,8 @@ def print_measures() -> None:
             first, last = metric is members[0], metric is members[-1]
             table.add_row(group if first else "", *cells, end_section=last)
     make_console().print(table)
-    click.echo(f"unchanged by {describe.LEGEND}; in brackets, of the second layer only")
-    click.echo("`repsim metrics NAME` explains one measure; docs/metrics.md explains which to choose.")
+    echo(f"unchanged by {describe.LEGEND}; in brackets, of the second layer only")
+    echo("`repsim metrics NAME` explains one measure; docs/metrics.md explains which to choose.")
 
 
 def print_measure(metric: "Metric[Any]") -> None:
@@ -290,8 +296,8 @@ def print_series(dataset: "xr.Dataset") -> None:
 
 def _print_tables_and_texts(dataset: "xr.Dataset", tables: "Iterable[Plain]") -> None:
     for text in json.loads(dataset.attrs["warnings"]):
-        click.echo(f"note: {text}", err=True)
+        echo(f"note: {text}", err=True)
     for table in tables:
         print_table(table)
     for text in json.loads(dataset.attrs["summary"]):
-        click.echo(textwrap.fill(text, min(make_console().width, PROSE), subsequent_indent="  "))
+        echo(textwrap.fill(text, min(make_console().width, PROSE), subsequent_indent="  "))

@@ -3,7 +3,6 @@
 import base64
 import io
 import os
-import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from repsim.extractors.samples.label_files import LABEL_HEADS
 from repsim.extractors.samples.opening import open_samples
 from repsim.extractors.samples.source import SampleSource
 from repsim.labels import noun_of
+from repsim.runtime.visible_text import is_visible
 
 SHOWN = 12
 """Number of samples of either kind."""
@@ -213,18 +213,10 @@ def shortened(text: str, length: int = LENGTH) -> str:
     >>> shortened(" Two cats\n\ton a sofa. "), shortened("one two three", 9)
     ('Two cats on a sofa.', 'one two …')
     """
-    plain = "".join(" " if letter.isspace() else letter for letter in text if _is_visible(letter))
+    plain = "".join(" " if letter.isspace() else letter for letter in text if is_visible(letter))
     plain = " ".join(plain.split())
     if len(plain) <= length:
         return plain
     cut = plain[: length - 1]
     at_space = cut.rfind(" ")
     return f"{cut[: at_space if at_space > length // 2 else None].rstrip()} …"
-
-
-def _is_visible(letter: str) -> bool:
-    r"""Return whether a character is shown: no control character, and none that turns the direction of a text.
-
-    Joiners within a word, as of Persian and of emoji, are kept.
-    """
-    return letter.isspace() or letter in "\u200c\u200d" or unicodedata.category(letter) not in {"Cc", "Cf", "Cs", "Co"}

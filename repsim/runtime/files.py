@@ -29,6 +29,13 @@ def partial_path(path: Path) -> Path:
     return path.with_name(path.name + ".partial")
 
 
+def expand_home(path: Path) -> Path:
+    """Return a path with the home folder for ``~``; unchanged if there is no such user."""
+    with suppress(RuntimeError):
+        return path.expanduser()
+    return path
+
+
 def check_output(path: Path, *, overwrite: bool) -> None:
     """Create the folder of ``path``; raise `OutputError` if the file cannot be written or must not be replaced."""
     try:

@@ -18,6 +18,7 @@ from msgspec.inspect import BoolType, DataclassType, DictType, FloatType, IntTyp
 
 from repsim.errors import Function, InvalidInputError, Remedy, StoreError, UnknownNameError, reason
 from repsim.extraction.options import Data, Model, Passes
+from repsim.runtime.files import expand_home
 from repsim.runtime.options import Option, Text, option, options_of, plain_type, type_of
 from repsim.study.options import StatisticsOptions
 
@@ -309,7 +310,7 @@ class _Reader:
 
     def resolve(self, text: str) -> str:
         """Resolve a path relative to the folder of the file; names of weights and data sets stay unchanged."""
-        path = self.path.parent / Path(text).expanduser()
+        path = self.path.parent / expand_home(Path(text))
         if text == "folders" or text.startswith("re:"):  # groups that are no file
             return text
         named = text in {"pretrained", "random", "digits"} or text.partition("/")[0].lower() in _NAMED_DATA
