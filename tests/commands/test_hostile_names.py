@@ -5,6 +5,7 @@ import subprocess
 import sys
 import unicodedata
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,10 +24,12 @@ def hostile(tmp_path: Path, rng: np.random.Generator) -> list[str]:
     for path in paths:
         layers = {EVIL: rng.normal(size=(20, 4)), "second": rng.normal(size=(20, 4))}
         ids = [f"{EVIL}{i}" for i in range(20)]
-        more = {"sample_ids": ids, "source": EVIL, "provenance": {"architecture": WORSE, "remark": WORSE}}
-        repsim.write_store(
-            path, layers, model=Path(path).stem, sample_ids=ids, source=EVIL, provenance=provenance
-        ).close()
+        more: dict[str, Any] = {
+            "sample_ids": ids,
+            "source": EVIL,
+            "provenance": {"architecture": WORSE, "remark": WORSE},
+        }
+        repsim.write_store(path, layers, model=Path(path).stem, **more).close()
     return paths
 
 
