@@ -302,21 +302,23 @@ def test_from_python_an_interruption_stays_one_and_says_what_is_kept(tmp_path: P
         assert [path.suffix for path in sorted((tmp_path / "r.nc.parts").iterdir())] == [".part", ""]
 
 
+NOTHING_KEPT = "Nothing is kept without -o, so the same command starts again"
+
+
 @pytest.mark.parametrize(
     ("typed", "advice"),
     [
         ("extract a --data d", "The same command goes on where this one stopped"),
         ("extract a --data d --overwrite", "The same command starts again (--overwrite)"),
-        ("compare a.h5", "Nothing is kept without -o, so the same command starts again"),
+        ("compare a.h5", NOTHING_KEPT),
         ("compare a.h5 -o r.nc", "The same command goes on where this one stopped"),
         ("compare a.h5 --out=r.nc", "The same command goes on where this one stopped"),
         (
             "universality a.h5",
-            "Nothing is kept without -o, so the same command starts again; "
-            + "untrained networks that are extracted already are kept",
+            f"{NOTHING_KEPT}; untrained networks that are extracted already are kept",
         ),
         ("universality a.h5 -o s.nc", "The same command goes on where this one stopped"),
-        ("series a.h5", "Nothing is kept without -o, so the same command starts again"),
+        ("series a.h5", NOTHING_KEPT),
         ("series a.h5 -o s.nc", "The same command goes on where this one stopped"),
         ("run s.yaml", "The same command goes on: it keeps what is saved"),
         ("run s.yaml --overwrite", "The same command keeps the stores and starts the study again (--overwrite)"),
