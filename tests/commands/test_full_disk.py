@@ -81,6 +81,8 @@ def test_what_is_computed_is_kept_until_there_is_room(folder: Path, words: tuple
     [
         ("heatmap", "r.nc", "-o", "r.png"),
         ("heatmap", "r.nc", "-o", "r.pdf"),
+        ("heatmap", "r.nc", "-o", "r.svg"),
+        ("heatmap", "r.nc", "-o", "r.tiff"),
         ("report", "r.nc", "-o", "r.html"),
         ("export", "r.nc", "-o", "r.csv"),
         ("export", "cnn.seed0.h5", "--activations", "-o", "a.safetensors"),
