@@ -337,7 +337,7 @@ class MissingDigestWarning(UserWarning):
     """Result or study of an earlier format without a digest, in which damage may go unnoticed."""
 
 
-def reason(error: Exception, lines: int = 1) -> str:
+def reason(error: BaseException, lines: int = 1) -> str:
     """Return the reason of an error for the end of a message: the text of the operating system, or its first lines.
 
     >>> reason(FileNotFoundError(2, "...")), reason(KeyError("head"))

@@ -5,6 +5,7 @@ The options of a command (`repsim.commands.options`), the keys of study files an
 such a class.
 """
 
+import functools
 import inspect
 import math
 import re
@@ -92,6 +93,7 @@ class Option:
         return str(self.default).lower() if isinstance(self.default, bool) else str(self.default)
 
 
+@functools.cache
 def options_of(kind: type) -> tuple[Option, ...]:
     """Return the options of a class: those without a default first, then its own before those of its bases."""
     hints = typing.get_type_hints(kind, include_extras=True)

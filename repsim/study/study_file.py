@@ -149,8 +149,11 @@ def parse_protocol(text: str, path: Path = Path("study.yaml")) -> Protocol:
     protocol: Protocol = _Reader(path).section(node, Protocol, "a study file")
     if not protocol.models:
         raise InvalidInputError(f"{path}: models: name at least one")
-    if repeated := [model.name for k, model in enumerate(protocol.models) if model in protocol.models[:k]]:
-        raise InvalidInputError(f"{path}: models: {repeated[0]} is listed twice; a study takes every network once")
+    listed: set[str] = set()
+    for model in protocol.models:
+        if repr(model) in listed:
+            raise InvalidInputError(f"{path}: models: {model.name} is listed twice; a study takes every network once")
+        listed.add(repr(model))
     if "," in protocol.readout:
         raise InvalidInputError(
             f"{path}: readout: a study takes one readout, not {protocol.readout!r}; write one study file for each"

@@ -48,7 +48,7 @@ def test_processes_that_agree_go_on_and_others_all_raise_an_error() -> None:
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Two folders with stores of the same names and samples, and other values."""
+    """Pair of folders with stores of the same names and samples, and other values."""
     folders = [tmp_path_factory.mktemp(name) for name in ("first", "second")]
     for seed, folder in enumerate(folders):
         for store in write_networks(folder, np.random.default_rng(seed), 24, learned=0.7, seen=0.5, depth=2):
