@@ -93,9 +93,13 @@ class Option:
         return str(self.default).lower() if isinstance(self.default, bool) else str(self.default)
 
 
-@functools.cache
 def options_of(kind: type) -> tuple[Option, ...]:
     """Return the options of a class: those without a default first, then its own before those of its bases."""
+    return _options_of(kind)
+
+
+@functools.cache
+def _options_of(kind: Any) -> tuple[Option, ...]:  # mypy takes no type[Any] for hashable
     hints = typing.get_type_hints(kind, include_extras=True)
     plain = typing.get_type_hints(kind)
     listed = []

@@ -36,7 +36,7 @@ def hostile(tmp_path: Path, rng: np.random.Generator) -> list[str]:
 def test_names_of_strangers_do_not_command_the_terminal(hostile: list[str], tmp_path: Path) -> None:
     out, study = str(tmp_path / "r.nc"), str(tmp_path / "s.nc")
     repsim.write_store(tmp_path / "c.h5", {"a": np.eye(20)}, model="c").close()
-    commands = [
+    commands: list[list[Any]] = [
         ["inspect", hostile[0]],
         ["verify", *hostile],
         ["compare", *hostile, "-o", out, "--explain"],
@@ -92,7 +92,7 @@ def test_names_that_cannot_be_used_are_one_line(
 
 def test_a_byte_that_is_no_utf_8_in_an_argument_costs_nothing(hostile: list[str], tmp_path: Path) -> None:
     out = tmp_path / "\udcff.nc"
-    command = [sys.executable, "-m", "repsim", "compare", *hostile, "-o", os.fsencode(out)]
+    command: list[str | bytes] = [sys.executable, "-m", "repsim", "compare", *hostile, "-o", os.fsencode(out)]
     done = subprocess.run(command, capture_output=True, check=False)
     assert (done.returncode, done.stderr) == (0, b"")
     assert repsim.open_result(out).attrs["command"].endswith(r"\udcff.nc'")
@@ -101,7 +101,7 @@ def test_a_byte_that_is_no_utf_8_in_an_argument_costs_nothing(hostile: list[str]
 @pytest.mark.parametrize("command", ["universality", "series", "extract"])
 def test_numbers_that_no_file_holds_are_refused_before_anything_is_computed(command: str, tmp_path: Path) -> None:
     for seed, what in (("99999999999999999999", "more than 9223372036854775807"), ("-1", "not in the range")):
-        more = ["--data", "digits", "-o", tmp_path / "acts"] if command == "extract" else []
+        more: list[object] = ["--data", "digits", "-o", tmp_path / "acts"] if command == "extract" else []
         result = run(command, "name", "--seed", seed, *more)
         assert result.exit_code == 2
         assert what in result.stderr

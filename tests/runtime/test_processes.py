@@ -72,7 +72,7 @@ def test_a_comparison_refuses_processes_that_differ(
     folders: list[Path], differ: Callable[[int], dict[str, Any]], what: str
 ) -> None:
     def planned(me: Thread) -> str:
-        settings = {"stores": 0, "metrics": ["cka"], "names": ["vit.seed0", "cnn.seed0"], "tf32": False}
+        settings: dict[str, Any] = {"stores": 0, "metrics": ["cka"], "names": ["vit.seed0", "cnn.seed0"], "tf32": False}
         settings |= differ(me.rank)
         paths = [folders[settings["stores"]] / f"{name}.h5" for name in settings["names"]]
         with Comparison(paths, None, settings["metrics"], tf32=settings["tf32"], me=me) as comparison:
