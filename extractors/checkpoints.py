@@ -24,6 +24,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from repsim.errors import Argument, Hint, Remedy, WeightsError, reason
+from repsim.runtime.files import format_size
 
 _PREFERRED = (
     "state_dict_ema", "model_ema", "ema_state_dict", "model_ema_state_dict", "ema", "ema_model", "params_ema",
@@ -64,6 +65,8 @@ _MAGIC = {
     b"\x89hdf": "It is an HDF5 file, perhaps of Keras: save its tensors with torch.save",
 }
 """First bytes, in lower case, of files that are not torch checkpoints, and a description of these files."""
+_MAX_REPEATED = 2**26
+"""Bytes of expanded tensors, which claim more numbers than the file holds, that a file may have: masks, for example."""
 _MAX_DEPTH = 4
 _MAX_LENGTH = 16
 """Depth of the tree, and length of its lists, up to which weights are searched."""
@@ -466,6 +469,7 @@ def _sets(tree: Any, path: str = "", depth: int = 0) -> Iterator[tuple[str, Mapp
 def _tensors(name: str, weights: Mapping[str, Any]) -> dict[str, Tensor]:
     """Return the tensors of a set of weights; numbers and texts among them are not weights and are dropped."""
     tensors: dict[str, Tensor] = {}
+    repeated = 0
     for key, value in weights.items():
         if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
             tensors[key] = torch.from_numpy(np.array(value, value.dtype.newbyteorder("=")))
@@ -474,6 +478,13 @@ def _tensors(name: str, weights: Mapping[str, Any]) -> dict[str, Tensor]:
                 raise WeightsError(
                     f"{name}: {key} is {'quantised' if value.is_quantized else 'sparse or without values'}; "
                     "repsim reads dense float weights: dequantise them, and save the state_dict again"
+                )
+            size, stored = value.numel() * value.element_size(), value.untyped_storage().nbytes()
+            repeated += size if size > stored else 0
+            if repeated > _MAX_REPEATED:
+                raise WeightsError(
+                    f"{name}: {key} repeats few numbers, and would take {format_size(size)} of memory for "
+                    f"{format_size(stored)} in the file: refused. Save the state_dict after tensor.contiguous()"
                 )
             tensors[key] = value.detach()
     return tensors

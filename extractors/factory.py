@@ -14,7 +14,7 @@ from typing import Any, Unpack
 import timm
 from torch import Tensor, nn
 
-from repsim.errors import Argument, InvalidInputError, Remedy, UnknownNameError
+from repsim.errors import Argument, InvalidInputError, Remedy, UnknownNameError, reason
 from repsim.extractors import torchvision_models, transformers_models
 from repsim.extractors.base import Extractor
 from repsim.extractors.families import family_in
@@ -127,9 +127,13 @@ def make_extractor(
     if entry := _entry_point(model):
         if options.chosen:
             raise InvalidInputError(*options.chosen, f": not for {model}, which another package makes")
-        extractor: Extractor = entry.load()(
-            model.partition("/")[2], weights=weights, seed=seed, layers=layers, readout=readout
-        )
+        try:
+            make = entry.load()
+        except (Exception, SystemExit) as error:  # what another package does at import is not known
+            raise InvalidInputError(
+                f"{model}: the plug-in {entry.name} = {entry.value} cannot be loaded ({reason(error)})"
+            ) from error
+        extractor: Extractor = make(model.partition("/")[2], weights=weights, seed=seed, layers=layers, readout=readout)
         return extractor
     return TimmExtractor(model, weights=weights, seed=seed, options=options, layers=layers, readout=readout)
 

@@ -235,7 +235,7 @@ def _count_classes(model: Any, state: Mapping[str, Tensor]) -> int:
     """Return the number of classes of the classifier among the tensors; 0 without a classifier."""
     names = (*_head_names(model), "head", "fc", "classifier", "head.fc")
     weights = (state.get(f"{head}.weight") for head in names)
-    return next((len(weight) for weight in weights if weight is not None), 0)
+    return next((len(weight) for weight in weights if weight is not None and weight.ndim), 0)
 
 
 def check_dtypes(state: Mapping[str, Tensor], base: nn.Module, name: str, notes: list[str]) -> None:
@@ -306,7 +306,7 @@ def _infer_from_dinov2(settings: Settings, base: Any, state: Mapping[str, Tensor
     """Infer the picture size from a position embedding with one additional position, for the class token."""
     patches: Any = getattr(base, "patch_embed", None)
     table = state.get("pos_embed")
-    side = isqrt(table.shape[1] - 1) if table is not None and table.ndim == 3 else 0
+    side = isqrt(table.shape[1] - 1) if table is not None and table.ndim == 3 and table.shape[1] else 0
     if side and side * side == state["pos_embed"].shape[1] - 1 and (side, side) != tuple(patches.grid_size):
         pixels = (side * patches.patch_size[0], side * patches.patch_size[1])
         settings.infer(f"pos_embed has {side} x {side} positions", img_size=pixels)
@@ -334,7 +334,7 @@ def _infer_from_tokens(
     token = "cls_token" in state
     if token != ("cls_token" in own) and _accepts(base, "class_token"):
         settings.infer(f"the file has {'a' if token else 'no'} cls_token", class_token=token)
-    registers = state["reg_token"].shape[1] if "reg_token" in state else 0
+    registers = state["reg_token"].shape[1] if "reg_token" in state and state["reg_token"].ndim == 3 else 0
     key = next((key for key in ("reg_tokens", "num_reg_tokens") if _accepts(base, key)), None)
     if key and registers != (own["reg_token"][1] if "reg_token" in own else 0):
         settings.infer(f"reg_token has {registers} tokens", **{key: registers})

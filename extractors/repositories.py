@@ -19,6 +19,7 @@ from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progr
 
 from repsim.errors import InvalidInputError, Remedy, UnknownNameError, WeightsError
 from repsim.extractors.weights import ALTERNATIVES, check_blob, explain_download, quiet_downloads
+from repsim.runtime.files import expand_home
 
 PREFIX = "hf/"
 CONFIG = "config.json"
@@ -164,7 +165,7 @@ def locate(name: str) -> Repository:
     repsim.errors.InvalidInputError: hf/a/b/c: expected hf/OWNER/NAME, hf/NAME, or hf/./FOLDER ...
     """
     name = name.removeprefix(PREFIX)
-    path = Path(name).expanduser()
+    path = expand_home(Path(name))
     if name.startswith(("./", "../", "/", "~")) or name in {".", ".."}:
         if not path.is_dir():
             parent = path.parent

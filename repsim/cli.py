@@ -1,8 +1,10 @@
 """Define the command `repsim`: its subcommands (`repsim.commands`), and errors as one line with an exit code."""
 
 import errno
+import os
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import click
@@ -27,8 +29,10 @@ from repsim.commands import (
     studying,
     terminal,
 )
-from repsim.errors import MissingDigestWarning, OtherProcessError, RepsimError, reason
+from repsim.commands.shared import echo
+from repsim.errors import MissingDigestWarning, RepsimError, reason
 from repsim.runtime.heap import let_threads_sleep, use_huge_pages
+from repsim.runtime.visible_text import visible
 
 
 class _UserError(click.ClickException):
@@ -40,11 +44,33 @@ def _show_in_one_line(original: Callable[..., None]) -> Callable[..., None]:
 
     def show_warning(message: Warning | str, category: type[Warning], *args: Any, **kwargs: Any) -> None:
         if issubclass(category, MissingDigestWarning):
-            click.echo(f"warning: {message}", err=True)
+            echo(f"warning: {message}", err=True)
         else:
             original(message, category, *args, **kwargs)
 
     return show_warning
+
+
+_OF_SYSTEM = frozenset(
+    {
+        errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ENAMETOOLONG,
+        errno.ELOOP, errno.ENOENT, errno.ENOTDIR, errno.ESTALE, errno.EMFILE,
+    }
+)  # fmt: skip
+"""Errors of the system that no program can avoid: full or failing disks, and names and folders that cannot be used."""
+
+
+def _problem_of_system(error: OSError) -> str | None:
+    """Return one line about an error of the system; None if it may be a mistake of the program."""
+    if error.errno not in _OF_SYSTEM:
+        return None
+    if error.filename is not None:
+        return visible(f"{os.fsdecode(error.filename)}: {reason(error)}")
+    try:
+        Path.cwd()
+    except OSError:
+        return "the working folder has been deleted; change to another one"
+    return f"cannot write: {reason(error)}" if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG} else None
 
 
 class _Group(stopping.StoppableGroup):
@@ -64,15 +90,16 @@ class _Group(stopping.StoppableGroup):
                 warnings.showwarning = _show_in_one_line(warnings.showwarning)
                 return super().invoke(ctx)
         except RepsimError as error:
-            if isinstance(error, OtherProcessError) and not error.first:  # only the first process prints the error
+            if not getattr(error, "first", True):  # an error of all processes, which only the first one prints
                 raise SystemExit(_UserError.exit_code) from None
-            raise _UserError(remedies.render_for_cli(error, self.commands.get(ctx.invoked_subcommand or ""))) from None
+            text = remedies.render_for_cli(error, self.commands.get(ctx.invoked_subcommand or ""))
+            raise _UserError(visible(text)) from None
         except MemoryError as error:
             raise _UserError(f"the memory is full: {reason(error)}; try fewer workers, or smaller batches") from None
         except OSError as error:
-            if error.errno != errno.ENOSPC:
+            if (problem := _problem_of_system(error)) is None:
                 raise
-            raise _UserError(f"cannot write: {reason(error)}") from None
+            raise _UserError(problem) from None
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})

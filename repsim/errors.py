@@ -312,8 +312,26 @@ class OtherProcessError(RepsimError, ConnectionError):
         super().__init__("another process of this run has ended; its own message, if any, gives the reason")
 
 
+class UnequalProcessesError(RepsimError, ValueError):
+    """Processes of one run with different stores, samples or options; every process raises it.
+
+    ``difference`` names what differs; ``first`` is whether this is the first process, which reports the error.
+    """
+
+    def __init__(self, difference: str, *, first: bool) -> None:
+        self.difference, self.first = difference, first
+        super().__init__(
+            f"the processes of this run differ: {difference}",
+            remedy=Remedy("give every process the same options and the same files"),
+        )
+
+
 class UnreliableValueWarning(UserWarning):
     """Value that is defined but not informative, for instance CCA with more features than samples."""
+
+
+class BrokenPluginWarning(UserWarning):
+    """Plug-in of another package that cannot be loaded, and is left out."""
 
 
 class MissingFontWarning(UserWarning):
@@ -324,7 +342,7 @@ class MissingDigestWarning(UserWarning):
     """Result or study of an earlier format without a digest, in which damage may go unnoticed."""
 
 
-def reason(error: Exception, lines: int = 1) -> str:
+def reason(error: BaseException, lines: int = 1) -> str:
     """Return the reason of an error for the end of a message: the text of the operating system, or its first lines.
 
     >>> reason(FileNotFoundError(2, "...")), reason(KeyError("head"))

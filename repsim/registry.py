@@ -5,10 +5,11 @@ import importlib
 import pkgutil
 import types
 import typing
+import warnings
 from importlib.metadata import entry_points
 from typing import Any, TypeVar
 
-from repsim.errors import InvalidInputError, UnknownNameError
+from repsim.errors import BrokenPluginWarning, InvalidInputError, UnknownNameError, reason
 
 T = TypeVar("T")
 
@@ -16,12 +17,20 @@ T = TypeVar("T")
 def load_modules(package: types.ModuleType, group: str) -> None:
     """Import every module of ``package`` and load every entry point of ``group``.
 
-    The classes in them register themselves at import, so a new measure needs no entry in a list.
+    The classes in them register themselves at import, so a new measure needs no entry in a list. An entry point that
+    cannot be loaded is left out with a `BrokenPluginWarning`.
     """
     for module in pkgutil.iter_modules(package.__path__):
         importlib.import_module(f"{package.__name__}.{module.name}")
     for entry in entry_points(group=group):
-        entry.load()
+        try:
+            entry.load()
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - unknown what other packages do at import
+            warnings.warn(
+                f"{group}: the plug-in {entry.name} = {entry.value} cannot be loaded and is left out ({reason(error)})",
+                BrokenPluginWarning,
+                stacklevel=1,
+            )
 
 
 def parse_spec(spec: str) -> tuple[str, dict[str, str]]:

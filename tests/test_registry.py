@@ -133,3 +133,38 @@ def test_a_distribution_can_announce_a_measure(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.startswith("Mine(kernel='rbf', estimator='debiased'")
+
+
+def test_plug_ins_that_cannot_be_loaded_are_left_out_with_a_note(tmp_path: Path) -> None:
+    """Whatever they do at import; all other measures work, and a model of a broken plug-in is one line."""
+    package = tmp_path / "broken-1.0.dist-info"
+    package.mkdir()
+    (package / "METADATA").write_text("Metadata-Version: 2.1\nName: broken\nVersion: 1.0\n")
+    (package / "entry_points.txt").write_text(
+        "[repsim.metrics]\nlacks = plug_lacks\nattribute = plug_empty:nothing\nexits = plug_exits\nmalformed = no no!\n"
+        "works = plug_empty\n[repsim.extractors]\nzoo = plug_lacks:make\n"
+    )
+    (tmp_path / "plug_lacks.py").write_text("import a_module_that_is_not_there\n")
+    (tmp_path / "plug_exits.py").write_text("import sys\nsys.exit(3)\n")
+    (tmp_path / "plug_empty.py").write_text("")
+    code = (
+        "import sys; sys.path.insert(0, sys.argv.pop(1)); from click.testing import CliRunner; "
+        "from repsim.cli import main; done = CliRunner().invoke(main, sys.argv[1:]); "
+        "print(done.stdout); print(done.stderr, end='', file=sys.stderr); sys.exit(done.exit_code)"
+    )
+
+    def call(*words: str) -> "subprocess.CompletedProcess[str]":
+        command = [sys.executable, "-c", code, str(tmp_path), *words]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    done = call("metrics", "cka")
+    assert done.returncode == 0, done.stderr
+    assert "cka" in done.stdout
+    notes = done.stderr.splitlines()
+    assert [line.partition(" = ")[0] for line in notes] == [
+        f"note: repsim.metrics: the plug-in {name}" for name in ("lacks", "attribute", "exits", "malformed")
+    ]
+    assert all("cannot be loaded and is left out" in line for line in notes)
+    done = call("layers", "zoo/net")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert "zoo/net: the plug-in zoo = plug_lacks:make cannot be loaded (No module named" in done.stderr

@@ -6,8 +6,9 @@ import click
 
 from repsim.commands import completing, terminal
 from repsim.commands.remedies import render_for_cli
-from repsim.commands.shared import JSON, Command
+from repsim.commands.shared import JSON, Command, echo
 from repsim.runtime.text_tables import times
+from repsim.runtime.visible_text import visible
 
 
 @click.command(cls=Command)
@@ -33,10 +34,10 @@ def models(pattern: str, *, as_json: bool) -> None:
         raise UnknownNameError("model", pattern, timm.list_models(), remedy=Remedy("quote a pattern: '*vit*'"))
     tags = {name: [full.partition(".")[2] for full in timm.list_pretrained(f"{name}.*")] for name in names}
     if as_json:
-        click.echo(json.dumps(tags))
+        echo(json.dumps(tags))
         return
     for name, weights in tags.items():
-        click.echo(f"{name}  {click.style(', '.join(filter(None, weights)), dim=True)}".rstrip())
+        click.echo(f"{visible(name)}  {click.style(', '.join(filter(None, weights)), dim=True)}".rstrip())
 
 
 @click.command(cls=Command)
@@ -62,14 +63,14 @@ def layers(model: str, spec: str, *, as_json: bool) -> None:
 
     extractor = make_extractor(model, weights="random", layers=spec)
     if as_json:
-        click.echo(json.dumps([asdict(layer) for layer in extractor.layers()]))
+        echo(json.dumps([asdict(layer) for layer in extractor.layers()]))
         return
     table = terminal.make_table("layer", "type", "output shape", "axes", ">width")
     for layer in extractor.layers():
         table.add_row(layer.name, layer.type, times(layer.shape), layer.axes, str(layer.width))
     terminal.make_console().print(table)
     for note in getattr(extractor, "notes", ()):
-        click.echo(f"note: {render_for_cli(note)}", err=True)
+        echo(f"note: {render_for_cli(note)}", err=True)
 
 
 @click.command(cls=Command)
@@ -90,11 +91,11 @@ def metrics(name: str | None, *, as_json: bool) -> None:
     if name is not None:
         metric = registry.get(name)
         if as_json:
-            click.echo(json.dumps(describe.facts(metric)))
+            echo(json.dumps(describe.facts(metric)))
         else:
             terminal.print_measure(metric)
     elif as_json:
         members = [metric for group in describe.families().values() for metric in group]
-        click.echo(json.dumps([describe.facts(metric) for metric in members]))
+        echo(json.dumps([describe.facts(metric) for metric in members]))
     else:
         terminal.print_measures()

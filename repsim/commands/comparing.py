@@ -10,7 +10,7 @@ import click
 
 from repsim.commands import completing, terminal
 from repsim.commands.options import options
-from repsim.commands.shared import FULL, JSON, PATH, Command, command_line, is_first_process, print_note
+from repsim.commands.shared import FULL, JSON, PATH, Command, command_line, echo, is_first_process, print_note
 from repsim.engine.options import CompareOptions
 from repsim.runtime.options import options_of
 
@@ -89,9 +89,9 @@ def compare(
         return
     terminal.print_notes(compared.result)
     if as_json:
-        click.echo(json.dumps(result_as_json(compared.result)))
+        echo(json.dumps(result_as_json(compared.result)))
         return
     terminal.print_result(compared.result, full=full, path=out if compared.saved else None)
     if out is not None and compared.saved:
         draw = shlex.join(["repsim", "heatmap", str(out), "-o", str(out.with_suffix(".png"))])
-        click.echo(f"saved {out}; draw it with: {draw}")
+        echo(f"saved {out}; draw it with: {draw}")

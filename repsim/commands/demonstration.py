@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from repsim.commands import terminal
-from repsim.commands.shared import PATH, Command
+from repsim.commands.shared import PATH, Command, echo
 
 
 @click.command(cls=Command)
@@ -27,5 +27,5 @@ def demo(out: Path) -> None:
     with terminal.progress_bar("demo", "steps") as advance:
         files = run(out, advance)
     for path, description in files.items():
-        click.echo(f"{path}  {description}")
+        echo(f"{path}  {description}")
     terminal.print_study(open_study(out / STUDY), path=out / STUDY)

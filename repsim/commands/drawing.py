@@ -8,7 +8,7 @@ import click
 
 from repsim.commands import completing
 from repsim.commands.remedies import render_for_cli
-from repsim.commands.shared import PATH, Command
+from repsim.commands.shared import PATH, Command, echo
 
 F = TypeVar("F", bound=Callable[..., Any])
 _LOOK = (
@@ -145,7 +145,7 @@ def heatmap(
                 "a page shows all measures and pairs, with menus to choose them; omit -m and --pair"
             )
         write_report(files, out, overwrite=True)
-        click.echo(str(out))
+        echo(str(out))
         return
     check_format(out)
     measures = list(specs) or None
@@ -178,7 +178,7 @@ def heatmap(
         else:
             drawn = figures.plot_grid(opened, measures, **options)
         figures.save(drawn, out, dpi=dpi)
-    click.echo(str(out))
+    echo(str(out))
 
 
 @click.command(cls=Command)
@@ -242,4 +242,4 @@ def figures(
             data, out, form=form, width=width, dpi=dpi, among=list(only) or None, labels=_labels(labels), title=title,
             **_image(cmap, limits),
         ):  # fmt: skip
-            click.echo(f"{path}  {description}" if path else f"no {name}: {render_for_cli(description)}")
+            echo(f"{path}  {description}" if path else f"no {name}: {render_for_cli(description)}")

@@ -1,12 +1,13 @@
 """Define `repsim export`, which writes results, studies and series as tables, and activations to other formats."""
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import click
 
 from repsim.commands import completing, terminal
-from repsim.commands.shared import OVERWRITE, PATH, Command, print_note
+from repsim.commands.shared import OVERWRITE, PATH, Command, echo, print_note
 from repsim.errors import InvalidInputError
 from repsim.runtime.files import check_output
 
@@ -91,10 +92,10 @@ def export(
                     "note: the encoding of this terminal lacks characters of some names, which are shown as escapes; "
                     "-o FILE writes UTF-8"
                 )
-            click.echo(text, nl=False)
+            (echo if sys.stdout.isatty() else click.echo)(text, nl=False)  # data for programs stay as they are
         return
     export.export(dataset, file, table, overwrite=overwrite)
-    click.echo(f"saved {file}")
+    echo(f"saved {file}")
 
 
 def _export_activations(store: Path, out: Path | None, layers: Sequence[str], *, overwrite: bool) -> None:
@@ -109,4 +110,4 @@ def _export_activations(store: Path, out: Path | None, layers: Sequence[str], *,
         controls = [str(spec.key.label) for spec in opened.contents.arrays if spec.key.control]
     if controls:
         print_note(f"note: left out, as they are no layers: {', '.join(controls)}")
-    click.echo(f"saved {out}: {len(names)} layer{'' if len(names) == 1 else 's'}")
+    echo(f"saved {out}: {len(names)} layer{'' if len(names) == 1 else 's'}")

@@ -10,7 +10,7 @@ import click
 from repsim.commands import completing, terminal
 from repsim.commands.options import options
 from repsim.commands.remedies import render_for_cli
-from repsim.commands.shared import PATH, Command, command_line, is_first_process, print_note
+from repsim.commands.shared import PATH, Command, command_line, echo, is_first_process, print_note
 from repsim.extraction.options import Data, ExtractOptions, Model
 from repsim.runtime.events import Note
 from repsim.runtime.files import format_size
@@ -84,9 +84,7 @@ def show_store(store: "Extracted") -> None:
     """Print the contents of a new store and the speed of its extraction, in the first process only."""
     rate = f", {store.new / store.seconds:.1f} {store.noun}/s on {store.device}" if store.new else ""
     if is_first_process():
-        click.echo(
-            f"{store.path}  {store.samples} {store.noun} x {store.layers} layers, {format_size(store.bytes)}{rate}"
-        )
+        echo(f"{store.path}  {store.samples} {store.noun} x {store.layers} layers, {format_size(store.bytes)}{rate}")
 
 
 def ignore_metadata_of_pictures() -> None:
@@ -109,7 +107,7 @@ def show_plan(job: "Extraction | Note") -> None:
         table.add_row(spec.key.layer, facts["type"], shape, spec.key.readout, times(spec.shape), size)
     terminal.make_console().print(table)
     verdict = "enough room" if job.bytes * 1.05 <= job.bytes_free else "NOT ENOUGH ROOM"
-    click.echo(
+    echo(
         f"{format_size(job.bytes_per_sample)} a sample, {format_size(job.bytes)} for {len(job.samples.rows)} "
         f"{job.samples.source.noun}; {format_size(job.bytes_free)} free: {verdict}"
     )

@@ -8,7 +8,7 @@ import click
 
 from repsim.commands import terminal
 from repsim.commands.remedies import render_for_cli
-from repsim.commands.shared import OVERWRITE, PATH, Command, print_note
+from repsim.commands.shared import OVERWRITE, PATH, Command, echo, print_note
 from repsim.errors import InvalidInputError, Remedy
 from repsim.runtime.files import format_size
 
@@ -70,4 +70,4 @@ def import_activations(
                 continue
             with event as store:
                 size = format_size(store.path.stat().st_size)
-                click.echo(f"{store.path}  {len(store)} samples x {len(store.layers)} layers, {size}")
+                echo(f"{store.path}  {len(store)} samples x {len(store.layers)} layers, {size}")

@@ -1,6 +1,7 @@
 """Make options of commands from the option classes of the library (`repsim.runtime.options`)."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 import click
@@ -76,4 +77,13 @@ def _option_settings(entry: Option, *, several: str | None) -> dict[str, Any]:
         "help": " ".join(filter(None, [entry.text.replace("`", ""), several])) + note,
         "metavar": entry.extra.get("metavar"),
     }
+    if isinstance(info, msgspec.inspect.IntType) and info.le is not None:
+        settings["callback"] = partial(_check_maximum, most=info.le)  # click.IntRange(max) would fill the help
     return settings | ({"default": entry.default, "show_default": True} if plain else {})
+
+
+def _check_maximum(_: click.Context, __: click.Parameter, value: Any, *, most: int) -> Any:
+    for number in value if isinstance(value, tuple) else (value,):
+        if number is not None and number > most:
+            raise click.BadParameter(f"{number} is more than {most}, the largest number")
+    return value

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from repsim.commands.shared import OVERWRITE, PATH, Command
+from repsim.commands.shared import OVERWRITE, PATH, Command, echo
 from repsim.errors import InvalidInputError
 from repsim.runtime.files import format_size
 
@@ -50,4 +50,4 @@ def report(
     if out.suffix != ".html":
         raise InvalidInputError(f"a report is a page: name it .html, not {out.name}")
     write_report(files, out, thumbnails=thumbnails, column=columns, title=title, overwrite=overwrite)
-    click.echo(f"{out} ({format_size(out.stat().st_size)})")
+    echo(f"{out} ({format_size(out.stat().st_size)})")

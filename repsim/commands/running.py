@@ -8,7 +8,7 @@ import click
 from repsim.commands import terminal
 from repsim.commands.extracting import ignore_metadata_of_pictures, show_plan, show_store
 from repsim.commands.remedies import render_for_cli
-from repsim.commands.shared import OVERWRITE, PATH, Command, command_line, is_first_process, print_note
+from repsim.commands.shared import OVERWRITE, PATH, Command, command_line, echo, is_first_process, print_note
 from repsim.errors import InvalidInputError
 
 
@@ -40,9 +40,9 @@ def run(file: Path | None, origin: Path | None, *, dry_run: bool, example: bool,
     from repsim.study import study_file
 
     if example:
-        click.echo(study_file.EXAMPLE, nl=False)
+        echo(study_file.EXAMPLE, nl=False)
     elif schema:
-        click.echo(json.dumps(study_file.schema(), indent=2))
+        echo(json.dumps(study_file.schema(), indent=2))
     elif origin is not None:
         click.echo(_study_file_of(origin), nl=False)
     elif file is not None:
@@ -69,7 +69,7 @@ def _plan(file: Path) -> None:
     protocol, target = plan.protocol, plan.target
     if is_first_process():
         permutations = protocol.permutations or "the default number of"
-        click.echo(
+        echo(
             f"then a study of {len(plan.models)} models, with {protocol.untrained} untrained of every "
             f"architecture, {permutations} permutations: {target}{', which exists' * target.exists()}"
         )
@@ -88,11 +88,9 @@ def _run(file: Path, *, overwrite: bool) -> None:
                     show_store(event)
                 case Studied():
                     terminal.print_study(event.study, path=event.path)
-                    click.echo(f"saved {event.path}")
+                    echo(f"saved {event.path}")
                 case Drawn(name, text, path):
-                    click.echo(
-                        f"saved {path}{': ' * bool(text)}{text}" if path else f"no {name}: {render_for_cli(text)}"
-                    )
+                    echo(f"saved {path}{': ' * bool(text)}{text}" if path else f"no {name}: {render_for_cli(text)}")
                 case UpToDate(path) if path == plan.target:
                     print_note(f"{event}; --overwrite makes it again")
                 case Note() | UpToDate():

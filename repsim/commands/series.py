@@ -9,7 +9,7 @@ import click
 
 from repsim.commands import completing, terminal
 from repsim.commands.options import options
-from repsim.commands.shared import JSON, PATH, Command, command_line, is_first_process
+from repsim.commands.shared import JSON, PATH, Command, command_line, echo, is_first_process
 from repsim.trends.options import SeriesOptions
 
 
@@ -45,8 +45,8 @@ def series(stores: Sequence[Path], out: Path | None, *, as_json: bool, **chosen:
     if not is_first_process():
         return
     if as_json:
-        click.echo(json.dumps(series_as_json(result)))
+        echo(json.dumps(series_as_json(result)))
         return
     terminal.print_series(result)
     if out is not None:
-        click.echo(f"saved {out}")
+        echo(f"saved {out}")

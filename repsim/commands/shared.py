@@ -8,6 +8,8 @@ from pathlib import Path
 
 import click
 
+from repsim.runtime.visible_text import visible
+
 PATH = click.Path(path_type=Path)
 DEVICE = click.option(
     "--device", default="auto", show_default=True, help="auto (cuda, then mps, then cpu), or a torch device."
@@ -40,9 +42,14 @@ def _is_repeatable(option: click.Option) -> bool:
     return option.multiple or option.count or (option.is_bool_flag and not option.secondary_opts)
 
 
+def echo(text: str, *, err: bool = False, nl: bool = True) -> None:
+    """Print a text to stdout or stderr; characters of names that command a terminal become escapes."""
+    click.echo(visible(text), err=err, nl=nl)
+
+
 def print_note(text: str) -> None:
     """Print to stderr a text that is no result."""
-    click.echo(text, err=True)
+    echo(text, err=True)
 
 
 def is_first_process() -> bool:
@@ -51,5 +58,5 @@ def is_first_process() -> bool:
 
 
 def command_line() -> str:
-    """Return the command line as the user typed it, which results record."""
-    return shlex.join(["repsim", *sys.argv[1:]])
+    """Return the command line as the user typed it, which results record; bytes that are no UTF-8 as escapes."""
+    return shlex.join(["repsim", *sys.argv[1:]]).encode(errors="backslashreplace").decode()

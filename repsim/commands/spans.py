@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from repsim.commands import completing, terminal
-from repsim.commands.shared import DEVICE, JSON, PATH, Command, print_note
+from repsim.commands.shared import DEVICE, JSON, PATH, Command, echo, print_note
 
 
 @click.command(cls=Command)
@@ -66,7 +66,7 @@ def spans(
     if as_json:
         lines = json.loads(frame.to_json(orient="records", double_precision=15))  # NaN becomes null
         facts = {name: value for name, value in frame.attrs.items() if name != "valid_range"}  # may be infinite
-        click.echo(json.dumps({**facts, "spans": lines}))
+        echo(json.dumps({**facts, "spans": lines}))
         return
     shown: Any = (frame if k is not None else frame[frame["best"]]).itertuples()
     rows = [
@@ -84,4 +84,4 @@ def spans(
     terminal.print_table(Table(title, heads, tuple(rows)))
     print_note(f"note: {WARNING}")
     if out is not None:
-        click.echo(f"saved {out}")
+        echo(f"saved {out}")

@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from repsim.commands.shared import is_first_process
+from repsim.commands.shared import echo, is_first_process
 from repsim.errors import Hint, OtherProcessError, RepsimError
 from repsim.runtime import interrupts
 
@@ -65,7 +65,7 @@ class StoppableGroup(click.Group):
         def print_line() -> None:
             try:
                 if line:
-                    click.echo(line, err=True)
+                    echo(line, err=True)
             except OSError:  # after SIGHUP the terminal is gone
                 sys.stderr = None  # otherwise the interpreter would fail to flush it at exit
 
@@ -87,13 +87,15 @@ def _resume_advice(command: str, typed: Sequence[str]) -> str:
     """Describe what the same command would do; the text must hold at every moment of the run."""
     overwrite = "--overwrite" in typed
     saved = any(word.startswith(("-o", "--out")) for word in typed)
+    nothing = "Nothing is kept without -o, so the same command starts again"
     return {
         "extract": "The same command starts again (--overwrite)" if overwrite else _RESUMES,
-        "compare": _RESUMES if saved else "Nothing is kept without -o, so the same command starts again",
-        "universality": "The same command starts again; untrained networks that are extracted already are kept",
+        "compare": _RESUMES if saved else nothing,
+        "series": _RESUMES if saved else nothing,
+        "universality": _RESUMES if saved else f"{nothing}; untrained networks that are extracted already are kept",
         "run": "The same command keeps the stores and starts the study again (--overwrite)"
         if overwrite
-        else "The same command goes on: it keeps what is saved, and starts an unfinished study again",
+        else "The same command goes on: it keeps what is saved",
     }.get(command, "The same command starts again")
 
 

@@ -9,7 +9,7 @@ import click
 
 from repsim.commands import completing, terminal
 from repsim.commands.remedies import render_for_cli
-from repsim.commands.shared import JSON, PATH, Command
+from repsim.commands.shared import JSON, PATH, Command, echo
 from repsim.runtime.text_tables import times
 
 
@@ -70,30 +70,30 @@ def _inspect_store(store: Path, *, as_json: bool) -> None:
             }
             facts["pixels"] = None if opened.pixels is None else opened.pixels.shape
             facts["statistics"] = opened.statistic_names
-            click.echo(json.dumps(facts | {"provenance": opened.provenance}))
+            echo(json.dumps(facts | {"provenance": opened.provenance}))
             return
         ids = opened.sample_ids.ids
         noun = noun_of([opened.modality], count=len(ids))
-        click.echo(f"{store}: {opened.model} on {opened.data}, {len(ids)} {noun} ({ids[0]} ... {ids[-1]})")
+        echo(f"{store}: {opened.model} on {opened.data}, {len(ids)} {noun} ({ids[0]} ... {ids[-1]})")
         if stated := axes.axes_of(opened.provenance):
-            click.echo(f"axes: {axes.in_words(stated)}")
+            echo(f"axes: {axes.in_words(stated)}")
         if opened.computed_axes:
             rule = f" ({opened.prediction_rule})" if opened.accuracy is not None else ""
-            click.echo(f"computed axes: {axes.in_words(opened.computed_axes)}{rule}")
+            echo(f"computed axes: {axes.in_words(opened.computed_axes)}{rule}")
         if opened.labels is not None:
-            click.echo(f"labels: {len(opened.classes) or len(set(opened.labels.tolist()))} classes")
+            echo(f"labels: {len(opened.classes) or len(set(opened.labels.tolist()))} classes")
         if opened.groups is not None:
-            click.echo(f"groups: {len(opened.group_names)}, whose samples are not independent")
+            echo(f"groups: {len(opened.group_names)}, whose samples are not independent")
         terminal.print_table(opened.table())
         if opened.pixels is not None:
-            click.echo(f"pixels of the input: {times(opened.pixels.shape)}, a control beside the layers")
+            echo(f"pixels of the input: {times(opened.pixels.shape)}, a control beside the layers")
         for layer, readout in INPUTS[1:]:
             if (values := opened.control(layer, readout)) is not None:
-                click.echo(f"{readout} of the {layer}: {times(values.shape)}, a control beside the layers")
+                echo(f"{readout} of the {layer}: {times(values.shape)}, a control beside the layers")
         shown = {key for key in (axes.ENTRY, axes.COMPUTED) if axes.axes_of(opened.provenance, key)}
         for key, value in opened.provenance.items():
             if value not in (None, "", {}, []) and key not in shown:
-                click.echo(f"{key}: {value if isinstance(value, str) else json.dumps(value)}")
+                echo(f"{key}: {value if isinstance(value, str) else json.dumps(value)}")
 
 
 def _print_saved(path: Path) -> None:
@@ -121,17 +121,17 @@ def _inspect_saved(path: Path, *, as_json: bool) -> None:
     variables = {str(name): dict(variable.sizes) for name, variable in data.data_vars.items()}
     if as_json:
         facts = {"samples": data["n_samples"].item(), "data": data["data"].item(), "variables": variables}
-        click.echo(json.dumps(facts | {"attributes": attrs}))
+        echo(json.dumps(facts | {"attributes": attrs}))
         return
-    click.echo(f"{path}: {attrs['format']} on {data['data'].item()}, {data['n_samples'].item()} samples")
+    echo(f"{path}: {attrs['format']} on {data['data'].item()}, {data['n_samples'].item()} samples")
     for name, sizes in variables.items():
-        click.echo(f"{name}: {' x '.join(f'{size} {dim}' for dim, size in sizes.items())}")
+        echo(f"{name}: {' x '.join(f'{size} {dim}' for dim, size in sizes.items())}")
     for key, value in attrs.items():
         if key.startswith("stores"):
             models = [f"{store['model']} ({store['checksum']})" for store in value]
-            click.echo(f"{key}: {', '.join(models)}")
+            echo(f"{key}: {', '.join(models)}")
         elif value not in ("", [], {}):
-            click.echo(f"{key}: {value if isinstance(value, str) else json.dumps(value)}")
+            echo(f"{key}: {value if isinstance(value, str) else json.dumps(value)}")
 
 
 def _value(attribute: Any) -> Any:
@@ -176,6 +176,6 @@ def verify(files: Sequence[Path]) -> None:
         except StoreError as error:
             damage = [render_for_cli(error)]
         damaged += bool(damage)
-        click.echo(f"{path}: {'; '.join(damage) or verdict}")
+        echo(f"{path}: {'; '.join(damage) or verdict}")
     if damaged:
         raise SystemExit(1)

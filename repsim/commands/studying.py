@@ -9,7 +9,7 @@ import click
 
 from repsim.commands import completing, terminal
 from repsim.commands.options import options
-from repsim.commands.shared import FULL, JSON, PATH, Command, command_line, is_first_process
+from repsim.commands.shared import FULL, JSON, PATH, Command, command_line, echo, is_first_process
 from repsim.errors import InvalidInputError
 from repsim.study.options import UniversalityOptions
 
@@ -75,7 +75,7 @@ def universality(
         ) if explain else []  # fmt: skip
         lines += explain_plan(stores, UniversalityOptions(families=_families(families), **chosen), out=out)
         if is_first_process():
-            click.echo(json.dumps(lines) if as_json else "\n".join(lines))
+            echo(json.dumps(lines) if as_json else "\n".join(lines))
         return
     with terminal.progress_of_steps() as steps:
         study = conduct(
@@ -85,11 +85,11 @@ def universality(
     if not is_first_process():
         return
     if as_json:
-        click.echo(json.dumps(study_as_json(study)))
+        echo(json.dumps(study_as_json(study)))
         return
     terminal.print_study(study, full=full, path=out)
     if out is not None:
-        click.echo(f"saved {out}")
+        echo(f"saved {out}")
 
 
 def _families(words: Sequence[str]) -> dict[str, list[str]]:

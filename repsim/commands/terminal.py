@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from repsim.commands.shared import is_first_process
-from repsim.errors import MissingFontWarning
+from repsim.commands.shared import echo, is_first_process
+from repsim.errors import BrokenPluginWarning, MissingFontWarning
 from repsim.runtime import interrupts
 from repsim.runtime.pace import Pace
+from repsim.runtime.visible_text import visible
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -72,12 +73,12 @@ def _escaping_codec(name: str) -> codecs.CodecInfo | None:
 
 @contextmanager
 def warnings_as_notes() -> Iterator[None]:
-    """Print warnings about missing fonts as notes of one line, without their place in the source."""
+    """Print warnings about fonts and plug-ins as notes of one line, without their place in the source."""
     original = warnings.showwarning
 
     def show_warning(message: Warning | str, category: type[Warning], *args: Any, **kwargs: Any) -> None:
-        if issubclass(category, MissingFontWarning):
-            click.echo(f"note: {message}", err=True)
+        if issubclass(category, (MissingFontWarning, BrokenPluginWarning)):
+            echo(f"note: {message}", err=True)
         else:
             original(message, category, *args, **kwargs)
 
@@ -112,17 +113,22 @@ def make_table(*columns: str, title: str | None = None) -> "Table":
     from rich import box
     from rich.table import Table
 
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    class VisibleTable(Table):
+        def add_row(self, *cells: Any, **options: Any) -> None:
+            super().add_row(*(visible(cell) if isinstance(cell, str) else cell for cell in cells), **options)
+
+    title = None if title is None else visible(title)
+    table = VisibleTable(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for column in columns:
         table.add_column(
-            column.removeprefix(">"), justify="right" if column.startswith(">") else "left", overflow="fold"
+            visible(column.removeprefix(">")), justify="right" if column.startswith(">") else "left", overflow="fold"
         )
     return table
 
 
 def print_table(plain: "Plain") -> None:
     """Print a table to stdout."""
-    click.echo(_drawn(plain), nl=False)
+    echo(_drawn(plain), nl=False)
 
 
 def _drawn(plain: "Plain") -> str:
@@ -164,7 +170,7 @@ class Bar:
             now = self.clock()
             if self.pace.total and now - self._printed >= LOG_SECONDS:
                 self._printed = now
-                click.echo(f"{self.what}: {self.text()}", err=True)
+                echo(f"{self.what}: {self.text()}", err=True)
 
 
 @contextmanager
@@ -238,7 +244,7 @@ def print_notes(result: "xr.Dataset") -> None:
     from repsim.results.summary import notes
 
     for text in notes(result):
-        click.echo(text, err=True)
+        echo(text, err=True)
 
 
 def print_result(result: "xr.Dataset", *, full: bool = False, path: Path | None = None) -> None:
@@ -252,14 +258,14 @@ def print_result(result: "xr.Dataset", *, full: bool = False, path: Path | None 
     tables = [closest(variable) for variable in result.data_vars.values()]
     texts = [_drawn(table) for table in tables]
     if full or sum(text.count("\n") for text in texts) <= SCREEN:
-        click.echo("".join(texts), nl=False)
+        echo("".join(texts), nl=False)
         return
     count = min(len(tables), SCREEN // (_FEWEST_ROWS + _AROUND))
     rows = max(_FEWEST_ROWS, SCREEN // count - _AROUND)
     for table in tables[:count]:
         print_table(table.thinned(rows))
     more = f" and {len(tables) - count} more measures" if len(tables) > count else ""
-    click.echo(f"all rows{more}: {_how_to_print_all(path)}")
+    echo(f"all rows{more}: {_how_to_print_all(path)}")
 
 
 def print_measures() -> None:
@@ -277,8 +283,8 @@ def print_measures() -> None:
             first, last = metric is members[0], metric is members[-1]
             table.add_row(group if first else "", *cells, end_section=last)
     make_console().print(table)
-    click.echo(f"unchanged by {describe.LEGEND}; in brackets, of the second layer only")
-    click.echo("`repsim metrics NAME` explains one measure; docs/metrics.md explains which to choose.")
+    echo(f"unchanged by {describe.LEGEND}; in brackets, of the second layer only")
+    echo("`repsim metrics NAME` explains one measure; docs/metrics.md explains which to choose.")
 
 
 def print_measure(metric: "Metric[Any]") -> None:
@@ -286,7 +292,7 @@ def print_measure(metric: "Metric[Any]") -> None:
     from repsim.metrics import describe
 
     for line in describe.lines(metric, min(make_console().width, PROSE)):
-        click.echo(click.style(line, bold=True) if line[:1].strip() else line)
+        echo(click.style(line, bold=True) if line[:1].strip() else line)
 
 
 @contextmanager
@@ -327,7 +333,7 @@ def print_study(study: "xr.Dataset", *, full: bool = False, path: Path | None = 
         count += 1
     _print_parts(shown, ends, sentences[:count])
     more = f"{len(sentences) - count} more sentences and " if count < len(sentences) else ""
-    click.echo(f"{more}{len(tables)} tables: {_how_to_print_all(path)}")
+    echo(f"{more}{len(tables)} tables: {_how_to_print_all(path)}")
 
 
 def print_series(dataset: "xr.Dataset") -> None:
@@ -349,8 +355,8 @@ def _parts_of(dataset: "xr.Dataset", tables: "Iterable[Plain]") -> tuple[list[st
 
 
 def _print_parts(notes: Sequence[str], tables: Sequence[str], sentences: Sequence[str]) -> None:
-    click.echo("".join(notes), nl=False, err=True)
-    click.echo("".join([*tables, *sentences]), nl=False)
+    echo("".join(notes), nl=False, err=True)
+    echo("".join([*tables, *sentences]), nl=False)
 
 
 def _filled(text: str) -> str:

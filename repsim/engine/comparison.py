@@ -404,6 +404,7 @@ class Comparison:
                 self.matrix.intervals.check(self.metrics)
             limits = Limits(memory_to_use(self.device, memory), self._base_memory(), self.device)
             self.plan = self._make_plan(me.broadcast(limits))  # the same plan in every process
+            me.agree(self._facts(earlier_result))
             self._stack = stack.pop_all()
 
     def _drop_metrics_without_enough_samples(self) -> None:
@@ -440,6 +441,32 @@ class Comparison:
     def notes(self) -> list[str]:
         """Notes on the samples: how they were paired or checked, and their groups."""
         return [*self.view.notes, *(self.matrix.intervals.notes if self.matrix.intervals is not None else ())]
+
+    def _facts(self, earlier_result: xr.Dataset | None) -> dict[str, object]:
+        """Return what has to be equal in all processes that share the comparison, by its name."""
+        return {
+            "stores": [self.matrix.identity(layer.shape.name) for layer in self.matrix.layers],
+            "samples": self.view.fingerprint,
+            "metrics": [metric.spec for metric in self.metrics],
+            "options": (self._device_type, self.tf32),
+            "intervals": None if (of := self.matrix.intervals) is None else (of.level, of.record),
+            "an earlier result": None if earlier_result is None else earlier_result.attrs.get("created"),
+            "a plan": [
+                (
+                    stage.algorithm,
+                    stage.form,
+                    stage.panel,
+                    stage.tile,
+                    stage.chunk,
+                    stage.room,
+                    stage.group,
+                    stage.kept,
+                    *([layer.name for layer in side] for side in (stage.rows, stage.columns)),
+                )
+                for stage in self.plan.stages
+            ],
+            "a version of repsim": __version__,
+        }
 
     def _base_memory(self) -> int:
         """Return the memory of the process before the comparison in bytes; 0 on a GPU, whose memory is separate.

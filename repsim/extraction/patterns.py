@@ -8,7 +8,6 @@ import glob
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
@@ -16,7 +15,7 @@ from typing import TypeVar
 from repsim.errors import Argument, InvalidInputError, Remedy
 from repsim.extraction.options import Model
 from repsim.extractors.factory import store_name
-from repsim.runtime.files import natural_key
+from repsim.runtime.files import expand_home, natural_key
 from repsim.stores.axes import AxisValue, check_axes, check_axis_name, in_words, read_value
 from repsim.stores.axes_files import AxesFile, read_axes_file
 
@@ -50,7 +49,7 @@ def expand_patterns(models: Sequence[AnyModel]) -> list[AnyModel]:
 
 
 def _expand(model: AnyModel) -> Iterator[AnyModel]:
-    pattern = str(_expanded(Path(model.weights)))
+    pattern = str(expand_home(Path(model.weights)))
     fields = _fields(pattern)
     shell = re.sub(r"\{[^{}]*\}", "*", pattern)
     axes_of = {path: axes for path in sorted(_paths(shell)) if Path(path).is_file()
@@ -133,13 +132,6 @@ def _regex(pattern: str, end: str) -> str:
         else:
             parts.append(_one_of(letters) if letters else re.escape(literal))
     return "".join(parts)
-
-
-def _expanded(path: Path) -> Path:
-    """Return a path with the home folder for ``~``; unchanged if there is no such user."""
-    with suppress(RuntimeError):
-        return path.expanduser()
-    return path
 
 
 def _one_of(letters: str) -> str:
@@ -234,7 +226,7 @@ def _positions(table: AxesFile, line: str, models: Sequence[Model], names: Seque
     if table.key == "model":
         yield from (k for k, name in enumerate(names) if name == line)
         return
-    file = table.path.parent / _expanded(Path(line))
+    file = table.path.parent / expand_home(Path(line))
     paths = {os.path.realpath(path) for path in ([file] if file.exists() else _paths(str(file)))}
     for k, model in enumerate(models):
         if model.weights not in {"pretrained", "random"} and os.path.realpath(model.weights) in paths:

@@ -141,6 +141,7 @@ def extract_steps(
                     yield event
                 continue
             jobs = list(event.values())
+            me.agree({"weights or options": [(job.model, job.contents.settings, job.arrays) for job in jobs]})
             before = me.broadcast([job.samples_stored() for job in jobs] if me.first else [])
             if me.first:
                 yield from _report_stored_samples(jobs, before)
@@ -193,6 +194,7 @@ def _plan_groups(
         yield from (Note(note, "note: ") for note in notes)
     source = open_data(data, memory)
     with ranks() as me, report_progress(step := f"checking {source.noun}", listeners(step)) as advance:
+        me.agree({"samples": (*source.ids, data.limit, data.skip_bad), "models": [store_of(model) for model in models]})
         samples = choose_samples(source, limit=data.limit, skip_bad=data.skip_bad, progress=advance, me=me, check=check)
     how = choose_stream(
         samples, readout=options.readout, batch_size=options.batch_size, workers=options.workers,

@@ -101,18 +101,20 @@ def save(figure: Figure, path: str | Path, *, dpi: float | None = None) -> None:
     fixed: dict[Any, Any] = {"svg.hashsalt": "repsim", "svg.fonttype": "none", "pdf.fonttype": 42, "ps.fonttype": 42,
                              "savefig.bbox": None}  # fmt: skip
     with replacing(path, overwrite=True) as partial, mpl.rc_context(fixed), _no_room_is_an_error(figure):
+        data = io.BytesIO()  # the writers of matplotlib and Pillow end in tracebacks on a full disk
         if suffix == ".eps":
             with _opaque(figure):
-                figure.savefig(text := io.BytesIO(), format="eps", dpi=dpi)
-            Path(partial).write_bytes(re.sub(rb"%%CreationDate: .*\n", b"", text.getvalue()))
+                figure.savefig(data, format="eps", dpi=dpi)
+            data = io.BytesIO(re.sub(rb"%%CreationDate: .*\n", b"", data.getvalue()))
         elif suffix in {".tiff", ".tif"}:
             from PIL import Image  # noqa: PLC0415 - most figures need none
 
             figure.savefig(picture := io.BytesIO(), format="png", dpi=dpi)
             with Image.open(picture) as pixels:
-                pixels.convert("RGB").save(partial, format="TIFF", compression="tiff_lzw", dpi=(dpi, dpi))
+                pixels.convert("RGB").save(data, format="TIFF", compression="tiff_lzw", dpi=(dpi, dpi))
         else:
-            figure.savefig(partial, format=suffix[1:], dpi=dpi, metadata=FORMATS[suffix])
+            figure.savefig(data, format=suffix[1:], dpi=dpi, metadata=FORMATS[suffix])
+        partial.write_bytes(data.getvalue())
 
 
 @contextmanager

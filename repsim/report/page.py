@@ -17,11 +17,11 @@ import xarray as xr
 
 from repsim._version import __version__
 from repsim.errors import Argument, InvalidInputError, Remedy
-from repsim.report.letters import escaped
 from repsim.report.payload import payload
 from repsim.report.stimuli import stimuli_of, without_stimuli
 from repsim.results.files import open_result_or_study
 from repsim.runtime.files import check_output, replacing
+from repsim.runtime.visible_text import all_visible
 
 Source = xr.Dataset | str | os.PathLike[str]
 
@@ -126,7 +126,7 @@ def write_report(
 
 def render(data: Mapping[str, Any]) -> str:
     """Return the HTML text of a page with this payload."""
-    data = escaped(data)
+    data = all_visible(data)
     folder = resources.files("repsim.report")
     kind = "series" if data["parts"][0]["kind"] == "series" else "study"
     files = {

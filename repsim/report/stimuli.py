@@ -17,7 +17,7 @@ from repsim.extractors.samples.label_files import LABEL_HEADS
 from repsim.extractors.samples.opening import open_samples
 from repsim.extractors.samples.source import SampleSource
 from repsim.labels import noun_of
-from repsim.report.letters import is_visible
+from repsim.runtime.visible_text import is_visible
 
 SHOWN = 12
 """Number of samples of either kind."""
@@ -213,7 +213,7 @@ def shortened(text: str, length: int = LENGTH) -> str:
     >>> shortened(" Two cats\n\ton a sofa. "), shortened("one two three", 9)
     ('Two cats on a sofa.', 'one two …')
     """
-    plain = "".join(" " if letter.isspace() else letter for letter in text if letter.isspace() or is_visible(letter))
+    plain = "".join(" " if letter.isspace() else letter for letter in text if is_visible(letter))
     plain = " ".join(plain.split())
     if len(plain) <= length:
         return plain

@@ -18,6 +18,8 @@ except ImportError:  # without fcntl (Windows), a second writer is not detected
     fcntl = None  # type: ignore[assignment]
 
 
+NO_LINK = getattr(os, "O_NOFOLLOW", 0)
+"""Flag of `os.open` that refuses a link: somebody else may have put one in the place of a temporary file."""
 _LOCKS: dict[Path, tuple[int, int]] = {}
 """Lock files that this process holds, each with the process id and the thread id of its owner."""
 
@@ -27,9 +29,22 @@ def partial_path(path: Path) -> Path:
     return path.with_name(path.name + ".partial")
 
 
+def expand_home(path: Path) -> Path:
+    """Return a path with the home folder for ``~``; unchanged if there is no such user."""
+    with suppress(RuntimeError):
+        return path.expanduser()
+    return path
+
+
 def check_output(path: Path, *, overwrite: bool) -> None:
     """Create the folder of ``path``; raise `OutputError` if the file cannot be written or must not be replaced."""
-    if path.is_dir():
+    try:
+        with suppress(FileNotFoundError, NotADirectoryError):
+            partial_path(path).lstat()  # the longest of the names that will be needed
+        folder = path.is_dir()
+    except (OSError, ValueError) as error:  # too long, in a folder that may not be searched, or with a zero byte
+        raise OutputError(f"cannot write {path}: {reason(error)}") from None
+    if folder:
         raise OutputError(f"{path} is a folder; name a file")
     if path.exists() and not overwrite:
         raise OutputError(
@@ -76,7 +91,7 @@ def locked(path: Path) -> Iterator[None]:
 
     while True:
         try:
-            file = os.open(lock_path, os.O_RDWR | os.O_CREAT, 0o666)
+            file = os.open(lock_path, os.O_RDWR | os.O_CREAT | NO_LINK, 0o666)
         except OSError as error:
             raise OutputError(f"cannot write {path}: {reason(error)}") from None
         try:
@@ -111,9 +126,12 @@ def replacing(path: Path, *, overwrite: bool) -> Iterator[Path]:
 
     with locked(path), interrupts.cleaned_up(remove):
         check_output(path, overwrite=overwrite)  # another process may have written it in the meantime
+        remove()  # what a killed process left, or a link to another file
         try:
             yield partial
+            sync(partial)
             partial.replace(path)
+            sync_folder(path.parent)
         except OSError as error:
             if isinstance(error, OutputError):
                 raise
@@ -141,6 +159,8 @@ def replacing_folder(path: Path, *, overwrite: bool) -> Iterator[Path]:
 
     def remove() -> None:
         shutil.rmtree(partial, ignore_errors=True)
+        with suppress(OSError):  # a link, which rmtree leaves
+            partial.unlink()
 
     check()
     with locked(path), interrupts.cleaned_up(remove):
@@ -148,6 +168,9 @@ def replacing_folder(path: Path, *, overwrite: bool) -> Iterator[Path]:
         remove()  # what a killed process left
         try:
             yield partial
+            for file in partial.rglob("*"):
+                if file.is_file():
+                    sync(file)
             if path.is_dir():
                 earlier = path.with_name(f"{path.name}.earlier")
                 path.replace(earlier)
@@ -161,6 +184,22 @@ def replacing_folder(path: Path, *, overwrite: bool) -> Iterator[Path]:
             raise OutputError(f"cannot write {path}: {reason(error)}") from None
         finally:
             remove()
+
+
+def sync(path: Path) -> None:
+    """Wait until the contents of a file are on the disk, so that a loss of power cannot leave a name without them."""
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    """Wait until the names of the files of a folder are on the disk, where the file system can do that."""
+    with suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def remove_partial(path: Path) -> None:

@@ -29,7 +29,12 @@ def choose_device(name: str = "auto") -> str:
         name = f"cuda:{local_rank() % max(1, torch.cuda.device_count())}"
     try:
         torch.empty(1, device=name).cpu()
-    except (RuntimeError, AssertionError, NotImplementedError):  # unknown name, no such device, or a torch without it
+    except (
+        RuntimeError,
+        AssertionError,
+        NotImplementedError,
+        ImportError,
+    ):  # unknown name, no such device, or a torch without it
         raise InvalidInputError(f"device {name!r} cannot be used; this machine has: {', '.join(usable)}") from None
     return name
 

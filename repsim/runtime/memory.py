@@ -44,9 +44,30 @@ def memory_to_use(device: str, limit: int | str | None = None) -> int:
     if device.startswith("cuda"):
         return int(0.8 * torch.cuda.get_device_properties(device).total_memory)
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    with suppress(OSError, ValueError):  # the limit of a container
-        total = min(total, int(Path("/sys/fs/cgroup/memory.max").read_text()))
-    return total // 2 // local_world()
+    return min([total, *limits_of_groups()]) // 2 // local_world()
+
+
+def limits_of_groups(root: Path = Path("/")) -> list[int]:
+    """Return the memory limits in bytes of the control groups of this process: its own, and those around it.
+
+    Containers and batch systems such as SLURM set them, in version 1 or 2 of control groups. A process cannot see the
+    groups around its container, whose root is then that of the container; ``root`` is that of the file system.
+    """
+    limits = []
+    with suppress(OSError):
+        for line in (root / "proc/self/cgroup").read_text().splitlines():
+            _, kinds, path = line.split(":", 2)
+            if kinds == "":
+                mount, name = root / "sys/fs/cgroup", "memory.max"
+            elif "memory" in kinds.split(","):
+                mount, name = root / "sys/fs/cgroup/memory", "memory.limit_in_bytes"
+            else:
+                continue
+            group = Path(path.lstrip("/"))
+            for folder in (group, *group.parents):
+                with suppress(OSError, ValueError):  # no limit is the word max
+                    limits.append(int((mount / folder / name).read_text()))
+    return limits
 
 
 def memory_now() -> int:

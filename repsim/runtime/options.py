@@ -5,6 +5,7 @@ The options of a command (`repsim.commands.options`), the keys of study files an
 such a class.
 """
 
+import functools
 import inspect
 import math
 import re
@@ -23,8 +24,10 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 Text = Annotated[str, Meta(pattern=r"\S")]
 """Text that is not empty."""
-Count = Annotated[int, Meta(ge=0)]
-Positive = Annotated[int, Meta(ge=1)]
+_LARGEST = 2**63 - 1
+"""Largest whole number of files and of torch."""
+Count = Annotated[int, Meta(ge=0, le=_LARGEST)]
+Positive = Annotated[int, Meta(ge=1, le=_LARGEST)]
 
 
 def option(text: str, *, unset: str = "", path: bool = False, **more: Any) -> Meta:
@@ -92,6 +95,11 @@ class Option:
 
 def options_of(kind: type) -> tuple[Option, ...]:
     """Return the options of a class: those without a default first, then its own before those of its bases."""
+    return _options_of(kind)
+
+
+@functools.cache
+def _options_of(kind: Any) -> tuple[Option, ...]:  # mypy takes no type[Any] for hashable
     hints = typing.get_type_hints(kind, include_extras=True)
     plain = typing.get_type_hints(kind)
     listed = []
@@ -183,7 +191,7 @@ def sort_keywords(
     TypeError
         If a keyword belongs to no class.
     InvalidArgumentError
-        If a number is below the smallest one that its option takes.
+        If a number is below the smallest one that its option takes, or above the largest one.
     """
     keyword_of = renamed or {}
     options = {keyword_of.get(field.name, field.name): (k, field.name) for k, kind in enumerate(kinds)
@@ -193,15 +201,17 @@ def sort_keywords(
         if keyword not in options:
             raise TypeError(f"{function}() got an unexpected keyword argument {keyword!r}")
         k, name = options[keyword]
-        _check_minimum(keyword, value, kinds[k], name)
+        _check_range(keyword, value, kinds[k], name)
         by_class[k][name] = value
     return by_class
 
 
-def _check_minimum(keyword: str, value: Any, kind: type, name: str) -> None:
+def _check_range(keyword: str, value: Any, kind: type, name: str) -> None:
     (info,) = (entry.type for entry in options_of(kind) if entry.name == name)
     if isinstance(info, msgspec.inspect.IntType) and info.ge is not None and isinstance(value, int) and value < info.ge:
         raise InvalidArgumentError(keyword, f"at least {info.ge}", value)
+    if isinstance(info, msgspec.inspect.IntType) and info.le is not None and isinstance(value, int) and value > info.le:
+        raise InvalidArgumentError(keyword, f"at most {info.le}", value)
     if isinstance(info, msgspec.inspect.LiteralType) and value is not None and value not in info.values:
         raise InvalidArgumentError(keyword, " or ".join(map(repr, info.values)), value)
     if isinstance(info, msgspec.inspect.FloatType) and isinstance(value, int | float):

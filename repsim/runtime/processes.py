@@ -1,8 +1,9 @@
 """Find and connect the processes of one run that torchrun has started."""
 
+import hashlib
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -12,7 +13,7 @@ from uuid import uuid4
 import torch.distributed as dist
 from torch import Tensor
 
-from repsim.errors import OtherProcessError
+from repsim.errors import OtherProcessError, UnequalProcessesError
 
 T = TypeVar("T")
 _PATIENCE = timedelta(days=30)
@@ -68,6 +69,27 @@ class Ranks:
     def wait(self) -> None:
         """Wait until every process has called this method."""
         self.gather(None)
+
+    def agree(self, facts: Mapping[str, object]) -> None:
+        """Raise `UnequalProcessesError` in every process unless ``facts`` are equal in all; wait for all processes.
+
+        Processes that share work take for granted that each of them would compute the same. Without this check, nodes
+        with other copies of the files would exchange values that belong to other data, or wait for ever.
+
+        Parameters
+        ----------
+        facts : mapping of str to object
+            What the work depends on, such as checksums and options, by its name; equal if their ``repr`` is.
+        """
+        if self.world == 1:
+            return
+        digests = {name: hashlib.sha256(repr(value).encode()).hexdigest() for name, value in facts.items()}
+        first, *others = self.gather(digests)
+        for rank, other in enumerate(others, start=1):
+            if names := [name for name in {**first, **other} if first.get(name) != other.get(name)]:
+                raise UnequalProcessesError(
+                    f"process {rank} has other {' and '.join(names)} than process 0", first=self.first
+                )
 
     def part(self, length: int) -> slice:
         """Return this process's share of ``length`` items, a contiguous slice.

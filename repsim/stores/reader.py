@@ -91,7 +91,7 @@ class _Reader:
             specs,
             sample_ids,
             self.text(samples, "source"),
-            json.loads(self.texts(file, "provenance")[0]),
+            self.provenance(),
             arrays[0][1].dtype.name,
             self.optional(samples, "label", n),
             self.texts(samples, "classes") if "classes" in samples else (),
@@ -101,6 +101,13 @@ class _Reader:
         )
         extents = {spec.key: extent for spec, extent, _ in arrays}
         return contents, Layout(extents, {spec.key: sums for spec, _, sums in arrays}, written, structure)
+
+    def provenance(self) -> dict[str, Any]:
+        """Read how the activations were made."""
+        value = json.loads(self.texts(self.file, "provenance")[0])
+        if not isinstance(value, dict):
+            raise StoreError(f"{self.path} is a damaged store: its provenance has no keys", path=self.path)
+        return value
 
     def sample_ids(self, samples: h5py.Group) -> SampleIds:
         """Read the sample ids and the fingerprints of the pictures; early stores have no hashes of the contents."""

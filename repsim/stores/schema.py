@@ -79,7 +79,7 @@ class Contents:
         samples = self.sample_ids.difference(other.sample_ids, ("before", "now"))
         by_content = samples is not None and samples.startswith((OTHER_PICTURES, OTHER_CONTENTS))
         differences = [samples if by_content else f"samples: {samples}"] if samples else []
-        settings, others = (_settings(contents.provenance) for contents in (self, other))
+        settings, others = self.settings, other.settings
         for key in dict.fromkeys((*settings, *others)):
             if not (samples and key in {"samples", "data_fingerprint", "skipped"}):
                 differences += _differences(key, settings.get(key), others.get(key))
@@ -115,6 +115,14 @@ class Contents:
         return f"{len(changed)} of {len(old)} differ, the first: {first}"
 
     @property
+    def settings(self) -> dict[str, Any]:
+        """Entries of the provenance that affect values; of skipped pictures the names, not the reasons."""
+        settings = {key: value for key, value in self.provenance.items() if key not in _NO_SETTINGS}
+        if isinstance(skipped := settings.get("skipped"), Mapping):
+            settings["skipped"] = sorted(skipped)
+        return settings
+
+    @property
     def class_of(self) -> list[Any] | None:
         """Class of every sample: its name, or its number if classes have no names. None without labels."""
         if self.labels is None:
@@ -126,14 +134,6 @@ class Contents:
     def group_of(self) -> list[Any] | None:
         """Name of the group of every sample; None without groups."""
         return None if self.groups is None else [self.group_names[number] for number in self.groups.tolist()]
-
-
-def _settings(provenance: Mapping[str, Any]) -> dict[str, Any]:
-    """Select the entries of a provenance that affect values; of skipped pictures the names, not the reasons."""
-    settings = {key: value for key, value in provenance.items() if key not in _NO_SETTINGS}
-    if isinstance(skipped := settings.get("skipped"), Mapping):
-        settings["skipped"] = sorted(skipped)
-    return settings
 
 
 def _first_names(names: list[str]) -> str:

@@ -35,7 +35,7 @@ from repsim.errors import (
 from repsim.labels import LayerKey, noun_of
 from repsim.runtime import interrupts
 from repsim.runtime.arrays import as_array
-from repsim.runtime.files import check_output, lock, partial_path
+from repsim.runtime.files import NO_LINK, check_output, lock, partial_path, sync_folder
 from repsim.stores import extents, layout, reader
 from repsim.stores.axes import StatedAxes
 from repsim.stores.given import check_contents, common_dtype, convert_layers, describe
@@ -91,7 +91,7 @@ class StoreWriter:
         if self.first:
             check_output(self.path, overwrite=self.overwrite)
         with self._guard():
-            self._file = os.open(self.partial, os.O_RDWR | (os.O_CREAT if self.first else 0), 0o666)
+            self._file = os.open(self.partial, os.O_RDWR | NO_LINK | (os.O_CREAT if self.first else 0), 0o666)
         _WRITERS.add(self)
         try:
             if self.first:
@@ -260,12 +260,7 @@ class StoreWriter:
             extents.write_at(self._fd, self._layout.structure.offset, np.array([state], "<u8"))
             os.fsync(self._fd)
             self.partial.replace(self.path)
-            with suppress(OSError):  # some file systems cannot sync folders; the new name is on the disk later then
-                folder = os.open(self.path.parent, os.O_RDONLY)
-                try:
-                    os.fsync(folder)
-                finally:
-                    os.close(folder)
+            sync_folder(self.path.parent)
 
     @property
     def _fd(self) -> int:

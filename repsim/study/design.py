@@ -14,7 +14,7 @@ from typing import Literal
 from repsim.errors import Argument, InvalidInputError, Remedy
 from repsim.extractors.families import family_in
 from repsim.extractors.samples.group_files import GroupsOfPictures
-from repsim.labels import SampleIds, noun_of
+from repsim.labels import SampleIds, check_name, noun_of
 from repsim.metrics.recipes.groups import Groups
 from repsim.results.variables import CONTROL_PAIRS
 from repsim.stores.alignment import AlignedView
@@ -320,6 +320,7 @@ def _check_name(family: str) -> None:
     """Refuse a name with which the labels of two pairs of families can be equal, or a sentence looks like a claim."""
     if not family.strip():
         raise InvalidInputError("a family has an empty name; give it one")
+    check_name("family", family)
     if _is_ambiguous(family):
         raise InvalidInputError(
             f"family {family!r}: a name may not contain a separate x, because a pair of families is called a x b; "

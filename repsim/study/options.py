@@ -41,7 +41,7 @@ class StatisticsOptions:
                written="untrained:3", metavar="untrained:N"),
     ] = None  # fmt: skip
     permutations: Annotated[
-        Annotated[int, Meta(ge=19)] | None,
+        Annotated[int, Meta(ge=19, le=10**9)] | None,
         option("Number of permutations of the samples, for chance levels.",
                unset="1000, or a multiple that the correction for the number of pairs needs"),
     ] = None  # fmt: skip

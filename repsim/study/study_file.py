@@ -18,6 +18,7 @@ from msgspec.inspect import BoolType, DataclassType, DictType, FloatType, IntTyp
 
 from repsim.errors import Function, InvalidInputError, Remedy, StoreError, UnknownNameError, reason
 from repsim.extraction.options import Data, Model, Passes
+from repsim.runtime.files import expand_home
 from repsim.runtime.options import Option, Text, option, options_of, plain_type, type_of
 from repsim.study.options import StatisticsOptions
 
@@ -148,8 +149,11 @@ def parse_protocol(text: str, path: Path = Path("study.yaml")) -> Protocol:
     protocol: Protocol = _Reader(path).section(node, Protocol, "a study file")
     if not protocol.models:
         raise InvalidInputError(f"{path}: models: name at least one")
-    if repeated := [model.name for k, model in enumerate(protocol.models) if model in protocol.models[:k]]:
-        raise InvalidInputError(f"{path}: models: {repeated[0]} is listed twice; a study takes every network once")
+    listed: set[str] = set()
+    for model in protocol.models:
+        if repr(model) in listed:
+            raise InvalidInputError(f"{path}: models: {model.name} is listed twice; a study takes every network once")
+        listed.add(repr(model))
     if "," in protocol.readout:
         raise InvalidInputError(
             f"{path}: readout: a study takes one readout, not {protocol.readout!r}; write one study file for each"
@@ -309,7 +313,7 @@ class _Reader:
 
     def resolve(self, text: str) -> str:
         """Resolve a path relative to the folder of the file; names of weights and data sets stay unchanged."""
-        path = self.path.parent / Path(text).expanduser()
+        path = self.path.parent / expand_home(Path(text))
         if text == "folders" or text.startswith("re:"):  # groups that are no file
             return text
         named = text in {"pretrained", "random", "digits"} or text.partition("/")[0].lower() in _NAMED_DATA

@@ -14,6 +14,7 @@ import xarray as xr
 from jaxtyping import Int64
 
 from repsim import metrics as registry
+from repsim._version import __version__
 from repsim.engine.calibration import rates
 from repsim.engine.checkpoints import Checkpoints
 from repsim.engine.null_moments import CubicMoments, cubic_moments
@@ -278,11 +279,12 @@ def _compute(
     selected = _selected(metrics or options.metrics or METRICS)
     untrained = options.untrained
     device = choose_device(options.device)
-    memory = memory_to_use(device, options.memory)
+    memory = sharing.me.broadcast(memory_to_use(device, options.memory))
     with ExitStack() as stack:
         step = stack.enter_context(report_steps("the study", steps))
         opened = open_all(stores, stack)
         study = _designed(opened, options)
+        sharing.me.agree(_facts(study, selected, options, device))
         if untrained:
             # timm and torchvision take 200 MB, which a study of stores does not need
             from repsim.study.untrained_networks import extract_untrained  # noqa: PLC0415
@@ -296,6 +298,7 @@ def _compute(
             opened_models = {store.model for store in opened}
             opened += [store for store in extracted if store.model not in opened_models]
             study = _designed(opened, options)
+            sharing.me.agree(_facts(study, selected, options, device))
         evidence = _collect_evidence(
             study,
             selected,
@@ -307,6 +310,22 @@ def _compute(
             steps=step,
         )
         return study_dataset(evidence, draws=options.draws, seed=options.seed, command=command or "")
+
+
+def _facts(
+    study: Design, selected: Sequence[Metric[Any]], options: UniversalityOptions, device: str
+) -> dict[str, object]:
+    """Return what has to be equal in all processes that share a study, by its name."""
+    return {
+        "stores": [(store.model, store.checksum) for store in study.stores],
+        "metrics": [metric.spec for metric in selected],
+        "families or groups of samples": (
+            [(member.name, member.family, member.arrays) for member in study.members],
+            None if study.groups is None else study.groups.numbers.tolist(),
+        ),
+        "options": (options.untrained, options.permutations, options.draws, options.seed, device.partition(":")[0]),
+        "a version of repsim": __version__,
+    }
 
 
 def _planned(

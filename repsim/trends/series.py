@@ -197,8 +197,9 @@ def _compute(
         device = choose_device(options.device)
         work = Work(
             arranged.everything, view, tuple(others), tuple(controls.inputs(opened, view)), groups, device,
-            memory_to_use(device, options.memory),
+            me.broadcast(memory_to_use(device, options.memory)),
         )  # fmt: skip
+        me.agree(_facts(arranged, work, options))
         scale = _scale(arranged, options)
         of_pairs = records(work, arranged.pairs(), checkpoints=checkpoints, me=me, steps=step)
         scale = _scale(arranged, options)
@@ -209,6 +210,15 @@ def _compute(
         warnings = (*view.notes, *notes, *_notes(arranged, options, stated), *_same_weights(arranged, view.pairing))
         finished = Finished(arranged, of_pairs, work, options, scale, states, warnings, of_all)
         return series_dataset(finished, command or "")
+
+
+def _facts(arranged: Arrangement, work: Work, options: SeriesOptions) -> dict[str, object]:
+    """Return what has to be equal in all processes that share a series, by its name."""
+    return {
+        "stores": [(point.name, point.checksum) for point in arranged.everything],
+        "metrics": [metric.spec for metric in work.metrics],
+        "options": ([work.name("cka", pair) for pair in arranged.pairs()], options.all_pairs),
+    }
 
 
 def _scale(arranged: Arrangement, options: SeriesOptions) -> Scale:

@@ -247,3 +247,17 @@ def test_the_schema_and_the_reader_agree() -> None:
 def test_the_earlier_spelling_of_controls_is_read() -> None:
     assert parse_protocol(BASE + "untrained: 2") == parse_protocol(BASE + "controls: untrained:2")
     assert parse_protocol(BASE + "untrained: 0") == parse_protocol(BASE)
+
+
+def test_many_models_are_not_compared_with_one_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pairs of 60,000 models took hours, and a study file of a megabyte can name them."""
+    calls: list[Model] = []
+
+    def compare(model: Model, _: object) -> bool:
+        calls.append(model)
+        return False
+
+    monkeypatch.setattr(Model, "__eq__", compare)
+    models = ", ".join(f"m{k}" for k in range(300))
+    assert len(parse_protocol(f"models: [{models}]\ndata: digits").models) == 300
+    assert len(calls) < 300

@@ -302,16 +302,25 @@ def test_from_python_an_interruption_stays_one_and_says_what_is_kept(tmp_path: P
         assert [path.suffix for path in sorted((tmp_path / "r.nc.parts").iterdir())] == [".part", ""]
 
 
+NOTHING_KEPT = "Nothing is kept without -o, so the same command starts again"
+
+
 @pytest.mark.parametrize(
     ("typed", "advice"),
     [
         ("extract a --data d", "The same command goes on where this one stopped"),
         ("extract a --data d --overwrite", "The same command starts again (--overwrite)"),
-        ("compare a.h5", "Nothing is kept without -o, so the same command starts again"),
+        ("compare a.h5", NOTHING_KEPT),
         ("compare a.h5 -o r.nc", "The same command goes on where this one stopped"),
         ("compare a.h5 --out=r.nc", "The same command goes on where this one stopped"),
-        ("universality a.h5", "The same command starts again; untrained networks that are extracted already are kept"),
-        ("run s.yaml", "The same command goes on: it keeps what is saved, and starts an unfinished study again"),
+        (
+            "universality a.h5",
+            f"{NOTHING_KEPT}; untrained networks that are extracted already are kept",
+        ),
+        ("universality a.h5 -o s.nc", "The same command goes on where this one stopped"),
+        ("series a.h5", NOTHING_KEPT),
+        ("series a.h5 -o s.nc", "The same command goes on where this one stopped"),
+        ("run s.yaml", "The same command goes on: it keeps what is saved"),
         ("run s.yaml --overwrite", "The same command keeps the stores and starts the study again (--overwrite)"),
         ("verify a.h5", "The same command starts again"),
     ],
@@ -374,7 +383,7 @@ def test_a_study_that_is_stopped_while_files_get_their_names(tmp_path: Path, one
     assert code == 143, stderr
     assert stderr.splitlines()[-1].startswith("Stopped by SIGTERM")
     assert stderr.count("Stopped by") == 1
-    assert stderr.endswith("The same command goes on: it keeps what is saved, and starts an unfinished study again.\n")
+    assert stderr.endswith("The same command goes on: it keeps what is saved.\n")
     assert "Traceback" not in stderr
     assert {path.name for path in out.iterdir()} == {"acts"}
     assert run("study.nc", signal.SIGKILL)[0] == -signal.SIGKILL

@@ -685,3 +685,36 @@ def test_errors_name_the_kind_of_another_file(tmp_path: Path) -> None:
 def test_a_whole_module_is_refused_with_the_names_of_its_classes(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match=r"could run code \(.*torch\.nn\.modules.*\): refused\. Save its state_dict"):
         load_model("test_vit", saved(tmp_path, {"model": nn.Linear(1, 1), "epoch": 3}))
+
+
+def test_a_tensor_that_claims_more_numbers_than_its_file_holds(tmp_path: Path) -> None:
+    """A file of some kilobytes would take gigabytes; small masks are expanded in good faith."""
+    state = make_model().state_dict()
+    width = state["head.weight"].shape[1]
+    state["head.weight"] = torch.zeros(1, 1).expand(50_000_000, width)
+    path = saved(tmp_path, state)
+    assert Path(path).stat().st_size < 10**7
+    with pytest.raises(WeightsError, match=r"head.weight repeats few numbers, and would take .* GB of memory for 4 B"):
+        make_extractor("test_vit", weights=path)
+    state["head.weight"] = torch.zeros(1, 1).expand(10, width)
+    state["head.bias"] = torch.zeros(10)
+    make_extractor("test_vit", weights=saved(tmp_path, state))
+
+
+@pytest.mark.parametrize("key", ["head.weight", "head.bias", "reg_token", "pos_embed", "patch_embed.proj.weight"])
+@pytest.mark.parametrize("shape", [(), (3,), (0,), (1, 0, 3), (1, 1, 1, 1, 1)])
+def test_tensors_of_any_shape_are_one_line_or_fit(tmp_path: Path, key: str, shape: tuple[int, ...]) -> None:
+    """Shapes are read to infer the network, before they are compared with it."""
+    path = saved(tmp_path, make_model("test_vit2").state_dict() | {key: torch.ones(shape)})
+    with pytest.raises(RepsimError) as caught:
+        make_extractor("test_vit2", weights=path)
+    assert "\n" not in str(caught.value)
+
+
+def test_complex_weights_and_names_that_are_no_text_are_refused(tmp_path: Path) -> None:
+    state = make_model().state_dict()
+    path = saved(tmp_path, {key: value.to(torch.complex64) + 1j for key, value in state.items()})
+    with pytest.raises(WeightsError, match="is complex64, not a plain real number"):
+        make_extractor("test_vit", weights=path)
+    with pytest.raises(WeightsError, match="is not a state_dict: expected names and tensors; its keys are"):
+        make_extractor("test_vit", weights=saved(tmp_path, state | {3: torch.zeros(2)}))

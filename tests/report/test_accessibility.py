@@ -12,7 +12,7 @@ import pytest
 import xarray as xr
 
 from repsim import write_report
-from repsim.report.letters import escaped
+from repsim.runtime.visible_text import all_visible
 from repsim.testing.large import enlarged_study
 from tests.report.conftest import renamed
 from tests.report.test_browser import luminance
@@ -152,8 +152,8 @@ def test_marks_that_turn_text_are_escapes(open_page: Open, study: xr.Dataset) ->
     page = open_page("turned")
     text = page.evaluate("document.body.textContent")
     assert not set(text) & set("\u202e\u2066\u200f")
-    assert page.inner_text("h1") == escaped(f"{TURNED}?")
+    assert page.inner_text("h1") == all_visible(f"{TURNED}?")
     assert "\u05e9\u05dc\u05d5\u05dd" in page.inner_text("h1")
     first = str(study["pair"].values[0])
-    page.select_option("#pair", escaped(f"{TURNED}{first}"))
+    page.select_option("#pair", all_visible(f"{TURNED}{first}"))
     assert page.problems == []

@@ -16,9 +16,9 @@ from PIL import Image
 from repsim import write_report
 from repsim.cli import main
 from repsim.errors import InvalidInputError, OutputError, SampleError, StoreError
-from repsim.report.letters import escaped
 from repsim.report.page import SCRIPTS
 from repsim.results.files import save_result
+from repsim.runtime.visible_text import all_visible
 from repsim.testing.examples import write_network
 from tests.report.conftest import HOSTILE, NAMES, hostile
 
@@ -76,8 +76,8 @@ def test_names_cannot_leave_their_place(study: xr.Dataset, tmp_path: Path) -> No
     assert "<img" not in page.replace(block(page, ""), "")
     assert "\u2028" not in block(page, ' type="application/json" id="data"')
     data = json.loads(block(page, ' type="application/json" id="data"'))
-    assert data["title"] == escaped(HOSTILE)
-    assert data["parts"][0]["summary"] == [escaped(HOSTILE)]
+    assert data["title"] == all_visible(HOSTILE)
+    assert data["parts"][0]["summary"] == [all_visible(HOSTILE)]
 
 
 def test_a_page_is_never_overwritten_unasked_nor_half_written(study: xr.Dataset, tmp_path: Path) -> None:

@@ -677,3 +677,11 @@ def test_the_display_of_a_store_names_its_samples_and_data(tmp_path: Path) -> No
     assert done.output.splitlines()[0] == f"{store.path}: net on pairs.jsonl [caption], 3 texts (0 ... 2)"
     shown = json.loads(CliRunner().invoke(main, ["inspect", str(store.path), "--json"]).output)
     assert (shown["data"], shown["modality"], shown["column"]) == ("pairs.jsonl [caption]", "text", "caption")
+
+
+@pytest.mark.parametrize("text", ["null", "[]", "3", '"text"'])
+def test_a_provenance_without_keys_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    """The writer reads the structure that it has just written, as every reader does."""
+    monkeypatch.setattr(json, "dumps", lambda *_: text)
+    with pytest.raises(StoreError, match="is a damaged store: its provenance has no keys"):
+        write_store(tmp_path / "a.h5", {"a": np.eye(8)}, model="a")

@@ -1,0 +1,125 @@
+"""Tests of names and places that users do not choose: nothing commands the terminal, and errors are one line."""
+
+import os
+import subprocess
+import sys
+import unicodedata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import repsim
+from tests.commands.calls import fail, run, succeed
+
+EVIL = "net\u202egnp.exe\ufeff\u2066x"
+WORSE = "arch\x1b[31m\x9b31m\x1b]0;title\x07"
+LONG = "a" * 300
+
+
+@pytest.fixture
+def hostile(tmp_path: Path, rng: np.random.Generator) -> list[str]:
+    paths = [str(tmp_path / f"{name}.h5") for name in "ab"]
+    for path in paths:
+        layers = {EVIL: rng.normal(size=(20, 4)), "second": rng.normal(size=(20, 4))}
+        ids = [f"{EVIL}{i}" for i in range(20)]
+        more: dict[str, Any] = {
+            "sample_ids": ids,
+            "source": EVIL,
+            "provenance": {"architecture": WORSE, "remark": WORSE},
+        }
+        repsim.write_store(path, layers, model=Path(path).stem, **more).close()
+    return paths
+
+
+def test_names_of_strangers_do_not_command_the_terminal(hostile: list[str], tmp_path: Path) -> None:
+    out, study = str(tmp_path / "r.nc"), str(tmp_path / "s.nc")
+    repsim.write_store(tmp_path / "c.h5", {"a": np.eye(20)}, model="c").close()
+    commands: list[list[Any]] = [
+        ["inspect", hostile[0]],
+        ["verify", *hostile],
+        ["compare", *hostile, "-o", out, "--explain"],
+        ["inspect", out],
+        ["universality", *hostile, "-m", "cka", "--permutations", "19", "-o", study],
+        ["inspect", study],
+        ["compare", hostile[0], tmp_path / "c.h5"],  # an error that names samples
+    ]
+    for command in commands:
+        shown = run(*command).output
+        assert r"\u202e" in shown or command[0] == "verify", command
+        raw = {c for c in shown if unicodedata.category(c) in {"Cc", "Cf"} and c != "\n"}
+        assert not raw, (command, raw)
+    assert WORSE in repsim.open_store(hostile[0]).provenance["remark"]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["compare", f"{LONG}.h5", "b.h5"],
+        ["compare", "A", "B", "-o", f"{LONG}.nc"],
+        ["compare", "A", "B", "-o", f"{LONG}/r.nc"],
+        ["compare", "A", "B", "--device", "privateuseone"],
+        ["compare", "A", "B", "--device", "hpu"],
+        ["universality", "A", "B", "-o", "a" * 248 + ".nc"],
+        ["universality", "A", "B", "--family", "\udcff=a", "--family", "b=b", "-o", "s.nc"],
+        ["inspect", f"{LONG}.nc"],
+        ["verify", f"{LONG}.nc"],
+        ["export", f"{LONG}.nc"],
+        ["heatmap", f"{LONG}.nc", "-o", "r.png"],
+        ["report", f"{LONG}.nc", "-o", "r.html"],
+        ["series", f"{LONG}.h5", "B"],
+        ["import", f"{LONG}.npz"],
+        ["run", f"{LONG}.yaml"],
+        ["run", "long.yaml"],
+        ["extract", "digits_vit", "--data", LONG],
+        ["extract", "digits_vit", "--data", "digits", "--limit", "4", "-o", LONG],
+        ["extract", "digits_vit", "--data", "digits", "--limit", "4", "--name", "a" * 248],
+        ["extract", "digits_vit", "--data", "digits", "--limit", "4", "--weights", f"./{LONG}.pth"],
+        ["extract", "digits_vit", "--data", "digits", "--limit", "4", "--labels", f"{LONG}.csv"],
+    ],
+    ids=lambda command: f"{command[0]}-{max(len(word) for word in command)}-{command[-1][:6]!r}",
+)
+def test_names_that_cannot_be_used_are_one_line(
+    hostile: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: list[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("long.yaml").write_text(f"models: [digits_vit]\ndata: digits\nout: {LONG}\n")
+    before = sorted(tmp_path.iterdir())
+    fail(*({"A": hostile[0], "B": hostile[1]}.get(word, word) for word in command))
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_byte_that_is_no_utf_8_in_an_argument_costs_nothing(hostile: list[str], tmp_path: Path) -> None:
+    out = tmp_path / "\udcff.nc"
+    command: list[str | bytes] = [sys.executable, "-m", "repsim", "compare", *hostile, "-o", os.fsencode(out)]
+    done = subprocess.run(command, capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert repsim.open_result(out).attrs["command"].endswith(r"\udcff.nc'")
+
+
+@pytest.mark.parametrize("command", ["universality", "series", "extract"])
+def test_numbers_that_no_file_holds_are_refused_before_anything_is_computed(command: str, tmp_path: Path) -> None:
+    for seed, what in (("99999999999999999999", "more than 9223372036854775807"), ("-1", "not in the range")):
+        more: list[object] = ["--data", "digits", "-o", tmp_path / "acts"] if command == "extract" else []
+        result = run(command, "name", "--seed", seed, *more)
+        assert result.exit_code == 2
+        assert what in result.stderr
+    with pytest.raises(repsim.errors.InvalidArgumentError, match=r"seed is at most 9223372036854775807, not 1\d{19}"):
+        repsim.universality([], seed=10**19)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_deleted_working_folder(hostile: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "gone"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    folder.rmdir()
+    succeed("inspect", hostile[0])
+    for command in (
+        ["compare", *hostile, "-o", "r.nc"],
+        ["inspect", "a.h5"],
+        ["run", "s.yaml"],
+        ["heatmap", "r.nc", "-o", "r.png"],
+    ):
+        assert "Traceback" not in fail(*command)
