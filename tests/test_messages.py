@@ -117,7 +117,7 @@ def test_every_argument_that_is_named_is_an_option_of_a_command() -> None:
     keys = {field for kind in (Protocol, Data, Model) for field in kind.__dataclass_fields__}
     renamed = {"metrics", "pair_by", "pairs", "readouts"}  # no message of an extraction or a study names them
     of_series_and_pages = {"run", "scale", "thumbnails"}  # nor these
-    of_functions = {"overwrite", "memory", "ids"} | of_python_only
+    of_functions = {"overwrite", "memory", "ids", "interval"} | of_python_only
     of_model = {"labels", "download", "skip_bad"}
     for name in names - renamed - of_functions - of_model - of_series_and_pages:
         key = render_for_cli(Hint("x", remedy=Remedy(Argument(name))), click.Command("run"))
