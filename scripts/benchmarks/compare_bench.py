@@ -1,5 +1,6 @@
 """`scripts/bench compare`: run the cases with compare_worker.py, in turns, and print their tables."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -212,8 +213,9 @@ def processors(job: Job) -> None:
 
 @contextmanager
 def neighbour() -> Iterator[None]:
-    """Run a process that keeps one core busy."""
-    with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as process:
+    """Run a process that keeps one core busy, also no longer than this process if it is killed."""
+    program = "import os, sys\nwhile os.getppid() == int(sys.argv[1]): pass"
+    with subprocess.Popen([sys.executable, "-c", program, str(os.getpid())]) as process:
         try:
             yield
         finally:
