@@ -1,5 +1,6 @@
 """Define `repsim heatmap` and `repsim figures`, which draw results, studies and series."""
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -9,6 +10,7 @@ import click
 from repsim.commands import completing
 from repsim.commands.remedies import render_for_cli
 from repsim.commands.shared import PATH, Command, echo
+from repsim.errors import InvalidInputError
 
 F = TypeVar("F", bound=Callable[..., Any])
 _LOOK = (
@@ -67,6 +69,8 @@ def _labels(pairs: Sequence[str]) -> dict[str, str] | None:
 
 def _image(cmap: str | None, limits: tuple[float, float] | None) -> dict[str, Any]:
     """Return the values of --cmap and --range as keywords of figures."""
+    if limits and not -math.inf < limits[0] < limits[1] < math.inf:
+        raise InvalidInputError(f"--range: expected two numbers, the lower one first, not {limits[0]:g} {limits[1]:g}")
     return ({"cmap": cmap} if cmap is not None else {}) | (
         dict(zip(("vmin", "vmax"), limits, strict=True)) if limits else {}
     )
@@ -132,7 +136,6 @@ def heatmap(
       repsim heatmap result.nc -m cka --label resnet50=ResNet-50 --order layer1,layer2,layer4 -o stages.eps
     """
     from repsim import figures
-    from repsim.errors import InvalidInputError
     from repsim.figures.canvas import check_format
     from repsim.results.files import open_result_or_study
     from repsim.results.versions import SERIES, STUDY
@@ -229,7 +232,6 @@ def figures(
       repsim figures study.nc -o figures/ --only heatmaps --only models --cmap viridis --range 0 0.5
       repsim figures study.nc -o slides/ --style talk --label digits_vit.seed0='ViT, seed 0'
     """
-    from repsim.errors import InvalidInputError
     from repsim.figures import save_all, style_context
     from repsim.results.files import open_result_or_study
     from repsim.results.versions import FORMAT

@@ -128,7 +128,7 @@ def make_table(*columns: str, title: str | None = None) -> "Table":
 
 def print_table(plain: "Plain") -> None:
     """Print a table to stdout."""
-    echo(_drawn(plain), nl=False)
+    click.echo(_drawn(plain), nl=False)
 
 
 def _drawn(plain: "Plain") -> str:
@@ -258,13 +258,14 @@ def print_result(result: "xr.Dataset", *, full: bool = False, path: Path | None 
     tables = [closest(variable) for variable in result.data_vars.values()]
     texts = [_drawn(table) for table in tables]
     if full or sum(text.count("\n") for text in texts) <= SCREEN:
-        echo("".join(texts), nl=False)
+        click.echo("".join(texts), nl=False)
         return
     count = min(len(tables), SCREEN // (_FEWEST_ROWS + _AROUND))
     rows = max(_FEWEST_ROWS, SCREEN // count - _AROUND)
     for table in tables[:count]:
         print_table(table.thinned(rows))
-    more = f" and {len(tables) - count} more measures" if len(tables) > count else ""
+    others = len(tables) - count
+    more = f" and {others} more measure{'s' * (others > 1)}" if others else ""
     echo(f"all rows{more}: {_how_to_print_all(path)}")
 
 
@@ -292,7 +293,7 @@ def print_measure(metric: "Metric[Any]") -> None:
     from repsim.metrics import describe
 
     for line in describe.lines(metric, min(make_console().width, PROSE)):
-        echo(click.style(line, bold=True) if line[:1].strip() else line)
+        click.echo(click.style(visible(line), bold=True) if line[:1].strip() else visible(line))
 
 
 @contextmanager
@@ -350,17 +351,17 @@ def _how_to_print_all(path: Path | None) -> str:
 
 def _parts_of(dataset: "xr.Dataset", tables: "Iterable[Plain]") -> tuple[list[str], list[str], list[str]]:
     """Return the notes, tables and sentences of a study or a series as they are printed."""
-    notes = [f"note: {text}\n" for text in json.loads(dataset.attrs["warnings"])]
+    notes = [f"note: {visible(text)}\n" for text in json.loads(dataset.attrs["warnings"])]
     return notes, list(map(_drawn, tables)), list(map(_filled, json.loads(dataset.attrs["summary"])))
 
 
 def _print_parts(notes: Sequence[str], tables: Sequence[str], sentences: Sequence[str]) -> None:
-    echo("".join(notes), nl=False, err=True)
-    echo("".join([*tables, *sentences]), nl=False)
+    click.echo("".join(notes), nl=False, err=True)
+    click.echo("".join([*tables, *sentences]), nl=False)
 
 
 def _filled(text: str) -> str:
-    return textwrap.fill(text, min(make_console().width, PROSE), subsequent_indent="  ") + "\n"
+    return textwrap.fill(visible(text), min(make_console().width, PROSE), subsequent_indent="  ") + "\n"
 
 
 def _count_lines(texts: Iterable[str]) -> int:

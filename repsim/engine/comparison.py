@@ -378,7 +378,7 @@ class Comparison:
         me: Ranks = ALONE,
     ) -> None:
         level = level_of(interval)
-        if level is None and groups is not None:
+        if level is None and groups is not None and _level_of(earlier_result) is None:
             raise InvalidInputError(_GROUPS_OF_INTERVALS, remedy=_ADD_INTERVAL)
         self.device, self.tf32, self.me = choose_device(device), tf32, me
         self._was_tf32 = False
@@ -432,7 +432,10 @@ class Comparison:
 
     def _with_intervals(self, stage: Stage, limits: Limits) -> Stage:
         measures = sum(self._has_interval(stage, metric) for metric in stage.metrics)
-        return with_intervals(stage, self.matrix.n, limits, measures) if measures else stage
+        if not measures or (intervals := self.matrix.intervals) is None:
+            return stage
+        groups = None if intervals.groups is None else intervals.groups.count
+        return with_intervals(stage, self.matrix.n, limits, measures, groups)
 
     def _has_interval(self, stage: Stage, metric: Metric[Any]) -> bool:
         return self.matrix.intervals is not None and stage.form != "grams" and leaves_one_out(metric)

@@ -46,7 +46,7 @@ class Estimate:
 
     def __str__(self) -> str:
         units = f"{self.n:,} samples" + ("" if self.groups is None else f" in {self.groups:,} groups")
-        return f"{self.value:.3f} ({100 * self.level:g} % interval {self.low:.3f} to {self.high:.3f}, {units})"
+        return f"{self.value:z.3f} ({100 * self.level:g} % interval {self.low:z.3f} to {self.high:z.3f}, {units})"
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Difference(Estimate):
         return self.value
 
     def __str__(self) -> str:
-        return f"{self.first:.3f} - {self.second:.3f} = {super().__str__()}, p = {self.p:.2g}"
+        return f"{self.first:z.3f} - {self.second:z.3f} = {super().__str__()}, p = {self.p:.2g}"
 
 
 def estimate(

@@ -281,7 +281,7 @@ class Matrix:
         """Refuse an earlier result whose samples are in other groups."""
         groups = json.loads(result.attrs.get("groups", "null"))
         if groups != (None if self.intervals is None else self.intervals.record):
-            kind = "single samples" if groups is None else f"samples in {groups['count']} groups, and these in others"
+            kind = "single samples" if groups is None else f"samples in {groups['count']} groups: name the same groups"
             raise InvalidInputError(f"the earlier result is about {kind}", remedy=_ANOTHER)
 
     def has_interval(self, metric: Metric[Any], readout: str) -> bool:

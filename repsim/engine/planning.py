@@ -242,8 +242,8 @@ def _with_best_algorithm(stage: Stage, n: int, limits: Limits) -> Stage:
     return dataclasses.replace(best, other=other)
 
 
-def with_intervals(stage: Stage, n: int, limits: Limits, measures: int) -> Stage:
-    """Return a stage that also leaves out each sample, under ``measures`` of its measures, with its cost and memory.
+def with_intervals(stage: Stage, n: int, limits: Limits, measures: int, groups: int | None = None) -> Stage:
+    """Return a stage that also leaves out each sample, or group, under ``measures`` of its measures.
 
     Raises
     ------
@@ -262,7 +262,8 @@ def with_intervals(stage: Stage, n: int, limits: Limits, measures: int) -> Stage
     while not stage.kept and panel > settings.smallest_panel and 4 * min(panel, n) * wide > free // 2:
         panel //= 2
     fixed += 0 if stage.kept else 4 * min(panel, n) * wide
-    room = min(n * sample, settings.unit_memory, max(64 * sample, (limits.memory - limits.base - fixed) // 4))
+    wanted = n * sample if groups is None else 24 * layers * n * groups  # as `LeaveOneGroupOut` counts its sums
+    room = min(wanted, settings.unit_memory, max(64 * sample, (limits.memory - limits.base - fixed) // 4))
     memory = max(stage.memory, fixed + 4 * room)  # sums, values, and their changes
     if limits.base + memory > limits.memory:
         needed = _rounded_up(limits.base + memory)
@@ -274,7 +275,7 @@ def with_intervals(stage: Stage, n: int, limits: Limits, measures: int) -> Stage
             allowed=limits.memory,
             remedy=Remedy("give ", Argument("memory"), " more, or compare fewer layers"),
         )
-    passes = 1 if room >= n * sample else 3  # otherwise every tile is computed twice, and once for all samples
+    passes = 1 if room >= wanted else 3  # otherwise every tile is computed twice, and once for all samples
     flop = passes * flop_of_grams(n, n, prepared.widths, 2 * pairs)
     cost = measures * (Cost.of_products(flop, itemsize) + Cost(added=2.0 * n * n * layers))
     return dataclasses.replace(stage, leaving_out=cost, memory=memory, units_panel=panel, units_room=room)

@@ -1,5 +1,6 @@
 """Write files atomically: under a temporary name first, renamed when complete, locked against other processes."""
 
+import errno
 import hashlib
 import os
 import re
@@ -187,9 +188,16 @@ def replacing_folder(path: Path, *, overwrite: bool) -> Iterator[Path]:
 
 
 def sync(path: Path) -> None:
-    """Wait until the contents of a file are on the disk, so that a loss of power cannot leave a name without them."""
+    """Wait until the contents of a file are on the disk, so that a loss of power cannot leave a name without them.
+
+    Some file systems cannot do that; what they wrote is kept.
+    """
     with path.open("rb+") as file:
-        os.fsync(file.fileno())
+        try:
+            os.fsync(file.fileno())
+        except OSError as error:
+            if error.errno not in {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP}:
+                raise
 
 
 def sync_folder(folder: Path) -> None:

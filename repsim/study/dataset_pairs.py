@@ -127,7 +127,10 @@ def _row_of_other(inference: Inference, result: MeasureResult, pair: Pair) -> tu
             ]
             row["learned_low"] = min(float(interval.low) for interval in intervals)
             row["learned_high"] = min(float(interval.high) for interval in intervals)
-    return row, control, (best_match(values).columns, best_match(values.T).columns)
+    in_study = set(inference.evidence.kernels.names)  # matches count the layers of the study, without constant ones
+    i, j = ([k for k, name in enumerate(side.layers) if name in in_study] for side in (pair.a, pair.b))
+    matched = values[np.ix_(i, j)]
+    return row, control, (best_match(matched).columns, best_match(matched.T).columns)
 
 
 def _largest(values: Float64[np.ndarray, "a b"]) -> float:

@@ -266,9 +266,8 @@ def design(
 def _family(store: ActivationStore) -> str:
     """Return the family that follows from the architecture; its name is one that `_check_name` accepts."""
     member = Member(store, "", "")
-    if "library" in store.provenance:
-        library = store.provenance["library"]
-    else:
+    library = store.provenance.get("library", "")
+    if library not in (None, "timm", "torchvision", "transformers"):  # an earlier version, arrays, or a user's entry
         from repsim.extractors.factory import library_of  # noqa: PLC0415 - timm takes seconds
 
         library = library_of(member.architecture)

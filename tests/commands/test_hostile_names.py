@@ -123,3 +123,30 @@ def test_a_deleted_working_folder(hostile: list[str], tmp_path: Path, monkeypatc
         ["heatmap", "r.nc", "-o", "r.png"],
     ):
         assert "Traceback" not in fail(*command)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="no pseudo-terminals")
+def test_a_terminal_gets_styles_and_not_their_escapes(hostile: list[str], tmp_path: Path) -> None:
+    """Styles of repsim itself are no text of strangers."""
+    out = str(tmp_path / "r.nc")
+    for command in (["metrics", "cka"], ["compare", *hostile, "-o", out], ["inspect", out, "--full"]):
+        terminal, other = os.openpty()
+        environment = os.environ | {"TERM": "xterm-256color"}
+        environment.pop("NO_COLOR", None)
+        with subprocess.Popen([sys.executable, "-m", "repsim", *command], stdout=other, stderr=other, env=environment):
+            os.close(other)
+            shown = b""
+            while part := _read(terminal):
+                shown += part
+        os.close(terminal)
+        assert b"\x1b[1m" in shown or b"\x1b[3m" in shown, command
+        assert rb"\x1b[1m" not in shown, command
+        assert rb"\x1b[3m" not in shown, command
+
+
+def _read(terminal: int) -> bytes:
+    try:
+        return os.read(terminal, 4096)
+    except OSError:  # the other end is closed
+        return b""

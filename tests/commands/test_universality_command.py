@@ -113,7 +113,7 @@ def test_the_most_and_the_least_alike_pairs_of_a_large_study_fit_on_a_screen(
 @pytest.mark.slow
 def test_the_study_is_saved(stores: list[Path], tmp_path: Path) -> None:
     out = tmp_path / "new" / "study.nc"
-    outcome = succeed(*stores, *FAST, "-o", out)
+    outcome = succeed(*stores, *FAST, "--full", "-o", out)
     assert outcome.stdout.endswith(f"saved {out}\n")
     study = open_study(out)
     assert study["pair"].size == 6

@@ -273,6 +273,18 @@ def test_a_result_with_intervals_is_saved_and_extended(models: dict[str, dict[st
         repsim.compare(paths, out=out, interval=True, groups=np.arange(N) // 2)
 
 
+def test_a_result_of_named_groups_grows_with_its_level(models: dict[str, dict[str, Array]], tmp_path: Path) -> None:
+    paths = [repsim.write_store(tmp_path / f"{m}.h5", models[m], model=m) for m in "abc"]
+    out, groups = tmp_path / "result.nc", np.arange(N) // 2
+    repsim.compare(paths[:2], interval=0.8, groups=groups, out=out)
+    grown = repsim.compare(paths, groups=groups, out=out)
+    assert grown["cka"].attrs["interval"] == 0.8
+    fresh = repsim.compare(paths, interval=0.8, groups=groups)
+    np.testing.assert_allclose(grown["cka.low"].values, fresh["cka.low"].values, rtol=0, atol=1e-9)
+    with pytest.raises(InvalidInputError, match=f"samples in {N // 2} groups: name the same groups"):
+        repsim.compare(paths, metrics=["svcca"], out=out)
+
+
 def test_the_plan_counts_the_intervals(models: dict[str, dict[str, Array]]) -> None:
     plans = []
     for wanted in (None, True):

@@ -448,10 +448,13 @@ def test_the_commands_take_the_look_of_figures(tmp_path: Path) -> None:
         (("--label", "stem"), "expects NAME=TEXT"),
         (("--label", "stm=x"), "did you mean stem"),
         (("--cmap", "grys"), "unknown colour map"),
-        (("--range", 1, 0), "expected vmin < vmax"),
+        (("--range", 1, 0), "the lower one first"),
+        (("--range", 0, "nan"), "the lower one first"),
     ):
         failed = run(*pair, *args, "-o", tmp_path / "b.png")
         assert (failed.exit_code, message in failed.output) == (2, True), failed.output
+    failed = run("figures", tmp_path / "study.nc", "-o", tmp_path / "out", "--range", 0.5, 0.5)
+    assert (failed.exit_code, "the lower one first" in failed.output) == (2, True), failed.output
     failed = run("figures", tmp_path / "study.nc", "-o", tmp_path / "out", "--only", "maps")
     assert (failed.exit_code, "did you mean map" in failed.output) == (2, True), failed.output
 

@@ -19,6 +19,7 @@ from repsim.cli import main
 from repsim.errors import InvalidInputError
 from repsim.presentation.series import places, references
 from repsim.report.payload import payload
+from repsim.runtime.visible_text import visible
 from tests.report.conftest import HOSTILE
 from tests.series_example import LAYERS, STEPS, training, widths
 
@@ -266,7 +267,7 @@ def test_names_are_never_markup(open_page: Open) -> None:
     tab = open_page("hostile")
     assert tab.evaluate("window.hurt") is None
     assert tab.problems == []
-    assert tab.evaluate("document.getElementById('summary').textContent") == HOSTILE
+    assert tab.evaluate("document.getElementById('summary').textContent") == visible(HOSTILE)
     assert tab.evaluate("document.querySelectorAll('main img').length") == 0
 
 

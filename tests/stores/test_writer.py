@@ -439,8 +439,11 @@ def _hold(path: str, ready: "multiprocessing.synchronize.Event", done: "multipro
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
-def test_a_second_process_is_refused_and_changes_nothing(tmp_path: Path, overwrite: bool) -> None:
+def test_a_second_process_is_refused_and_changes_nothing(
+    tmp_path: Path, overwrite: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "s.h5"
+    monkeypatch.syspath_prepend(Path(__file__).parents[2])  # where the new process finds this module
     context = multiprocessing.get_context("spawn")
     ready, done = context.Event(), context.Event()
     first = context.Process(target=_hold, args=(str(path), ready, done))

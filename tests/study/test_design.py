@@ -259,10 +259,11 @@ def test_default_names_of_families_are_never_ambiguous(make_store: StoreMaker, a
     [
         ("timm", "resnext50_32x4d", "resnet"), ("torchvision", "vit_b_16", "vit"), ("transformers", "t5-2x16", "t5"),
         (None, "resnet50", "resnet50"),  # registered by the user
+        ("open_clip", "resnet50", "resnet"), (["timm"], "resnet50", "resnet"), (5, "mynet", "mynet"),  # of users
     ],
 )  # fmt: skip
 def test_families_of_stores_that_say_which_library_defines_their_model(
-    make_store: StoreMaker, library: str | None, architecture: str, family: str
+    make_store: StoreMaker, library: Any, architecture: str, family: str
 ) -> None:
     built = design([make_store("net", provenance={"architecture": architecture, "library": library})])
     assert [member.family for member in built.trained] == [family]
