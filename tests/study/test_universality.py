@@ -392,9 +392,9 @@ def test_a_constant_layer_is_left_out(tmp_path: Path) -> None:
         assert study["layer_a"].values.tolist()[:3] == ["cnn.seed0/block0", "cnn.seed0/block2", "cnn.seed1/block0"]
         assert not INDEX - {"split_half"} & gaps(study)
         of_pair = study["pair"].values[[name.startswith("cnn.seed0 x ") for name in study["pair"].values]][0]
-        there, back = study["match"].sel(pair=of_pair, measure="procrustes").values
-        assert there[2] == -1, "two of its layers are in the study"
-        assert (there[:2] >= 0).all()
+        forth, back = study["match"].sel(pair=of_pair, measure="procrustes").values
+        assert forth[2] == -1, "two of its layers are in the study"
+        assert (forth[:2] >= 0).all()
         assert back.max() <= 1
         layers = {"mlp": [np.ones((30, 6))] * 2}
         stores += [stack.enter_context(write_network(tmp_path, model, arrays)) for model, arrays in layers.items()]
