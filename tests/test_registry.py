@@ -135,6 +135,7 @@ def test_a_distribution_can_announce_a_measure(tmp_path: Path) -> None:
     assert done.stdout.startswith("Mine(kernel='rbf', estimator='debiased'")
 
 
+@pytest.mark.slow
 def test_plug_ins_that_cannot_be_loaded_are_left_out_with_a_note(tmp_path: Path) -> None:
     """Whatever they do at import; all other measures work, and a model of a broken plug-in is one line."""
     package = tmp_path / "broken-1.0.dist-info"

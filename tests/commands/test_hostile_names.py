@@ -90,6 +90,7 @@ def test_names_that_cannot_be_used_are_one_line(
     assert sorted(tmp_path.iterdir()) == before
 
 
+@pytest.mark.slow
 def test_a_byte_that_is_no_utf_8_in_an_argument_costs_nothing(hostile: list[str], tmp_path: Path) -> None:
     out = tmp_path / "\udcff.nc"
     command: list[str | bytes] = [sys.executable, "-m", "repsim", "compare", *hostile, "-o", os.fsencode(out)]

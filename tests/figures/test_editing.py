@@ -400,6 +400,7 @@ def test_a_heatmap_has_a_footnote_and_names_its_measure_once() -> None:
 # Files
 
 
+@pytest.mark.slow
 def test_eps_and_tiff_are_the_same_files_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     drawn = figure_of(figures.plot_trajectories(SERIES))
     band: Any = drawn.axes[0].collections[0]  # by its types, colours may be no array

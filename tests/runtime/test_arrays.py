@@ -43,7 +43,7 @@ ACCEPTED = {
     "negated lazily": torch._neg_view(-T),
     "big endian": X.astype(">f4"),
     "reversed": X[::-1].copy()[::-1],
-    "matrix": np.matrix(X),
+    "matrix": X.view(np.matrix),  # whose constructor warns
     "frame": pd.DataFrame(X),
     "xarray": xr.DataArray(X),
     "tensors": list(T.clone().requires_grad_()),
