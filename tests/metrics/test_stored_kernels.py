@@ -220,6 +220,7 @@ def test_products_of_one_sketch_with_the_other_are_unbiased(m: int, kind: str) -
         assert abs(ratio.mean() - 1) < 4 * ratio.std() / math.sqrt(300)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("m", "kind"), CASES)
 def test_two_sketches_undo_the_shrinkage_of_one(m: int, kind: str) -> None:
     """A single one shrinks CKA by 1 / sqrt((1 + r (1 + PR_x)) (1 + r (1 + PR_y))), PR = tr(K)^2 / ||K||^2.
