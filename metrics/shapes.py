@@ -67,8 +67,8 @@ def _half_residual(
     return total / 2
 
 
-def chance_alignment(x: Float64[Tensor, " r"], y: Float64[Tensor, " t"], n: int) -> float:
-    """Return the approximate mean of ||X^'Y^||_* over permutations of n samples, from the shares of variance.
+def chance_alignment(x: "Means", y: "Means") -> float:
+    """Return the approximate mean of ||X^'Y^||_* over permutations of samples, from the `spectral_means` of both.
 
     The permutation is approximated by a random rotation. In the n - 1 dimensions after centring, XX' and a rotated YY'
     are then free, and the spectrum of (XX')^1/2 YY' (XX')^1/2 is the free multiplicative convolution of theirs. With
@@ -84,36 +84,38 @@ def chance_alignment(x: Float64[Tensor, " r"], y: Float64[Tensor, " t"], n: int)
     Examples
     --------
     >>> white = torch.full((50,), 1 / 50, dtype=torch.float64)
-    >>> round(chance_alignment(white, white, 20_001), 3), round(8 / (3 * math.pi) * (50 / 20_000) ** 0.5, 3)
+    >>> layer = spectral_means(white, 20_000)
+    >>> round(chance_alignment(layer, layer), 3), round(8 / (3 * math.pi) * (50 / 20_000) ** 0.5, 3)
     (0.042, 0.042)
-    >>> round(chance_alignment(white, white, 51), 4)  # both span the whole sample space
+    >>> layer = spectral_means(white, 50)  # it spans the whole sample space
+    >>> round(chance_alignment(layer, layer), 4)
     1.0
     """
-    few, many = sorted((x, y), key=len)
-    return _mean_alignment(_means(few, n - 1), _means(many, n - 1), n)
-
-
-def _mean_alignment(few: "Means", many: "Means", n: int) -> float:
-    """Return `chance_alignment` of two spectra, of which ``few`` has no more eigenvalues than ``many``."""
-    (a, h), (b, h_of_b) = few, many
-    log_z = np.log(a) + np.interp(np.log(h), np.log(h_of_b), np.log(b)) + np.log((1 - h) / h)
-    heights = h * np.exp(-log_z / 2)
+    few, many = sorted((x, y), key=lambda means: means.rank)
+    log_z = np.log(few.a) + np.interp(np.log(few.h), np.log(many.h), np.log(many.a)) + np.log((1 - few.h) / few.h)
+    heights = few.h * np.exp(-log_z / 2)
     ends = 2 * (heights[0] + heights[-1])  # below the grid h is proportional to z, above it h is constant
     area = torch.trapezoid(torch.from_numpy(heights), torch.from_numpy(log_z))  # numpy 1 has another name for it
-    return (n - 1) / math.pi * (float(area) + float(ends))
+    return few.dimensions / math.pi * (float(area) + float(ends))
 
 
 class Means(NamedTuple):
-    """Function h of a spectrum on a grid."""
+    """Function h of `chance_alignment` for one spectrum, on a grid."""
 
     a: Array
     h: Array
+    rank: int
+    """Number of eigenvalues above 0."""
+    dimensions: int
+    """Number of eigenvalues, n - 1 of centred layers."""
 
 
-def _means(spectrum: Float64[Tensor, " r"], dimensions: int) -> Means:
+def spectral_means(spectrum: Float64[Tensor, " r"], dimensions: int) -> Means:
+    """Return h(a), the mean of a l / (1 + a l) over all eigenvalues l, from those above 0: shares of variance."""
     eigenvalues = spectrum.cpu().numpy()
     a = np.geomspace(1e-8, 1e8, 2000) / eigenvalues.max()
-    return Means(a, sum(a * value / (1 + a * value) for value in eigenvalues) / dimensions)
+    h = sum(a * value / (1 + a * value) for value in eigenvalues) / dimensions
+    return Means(a, h, len(eigenvalues), dimensions)
 
 
 _MEANS: WeakKeyDictionary[Subspace, Means] = WeakKeyDictionary()
@@ -122,7 +124,7 @@ _MEANS: WeakKeyDictionary[Subspace, Means] = WeakKeyDictionary()
 def _means_of(layer: Subspace) -> Means:
     """Return the means of a layer, computed once for all pairs."""
     if layer not in _MEANS:
-        _MEANS[layer] = _means(layer.shares, layer.n - 1)
+        _MEANS[layer] = spectral_means(layer.shares, layer.n - 1)
     return _MEANS[layer]
 
 
@@ -190,8 +192,7 @@ class ShapeMetric(SubspaceMetric):
         """Return the chance level: approximately the value at the mean of ||X^'Y^||_* over permutations, from the free
         convolution of the two spectra.
         """
-        few, many = sorted((a, b), key=lambda layer: layer.rank)
-        gap = torch.tensor(1 - _mean_alignment(_means_of(few), _means_of(many), a.n), dtype=torch.float64)
+        gap = torch.tensor(1 - chance_alignment(_means_of(a), _means_of(b)), dtype=torch.float64)
         return Chance(float(self.value_of(Fit(gap, a.norm, b.norm))), exact=False)
 
     def caution(self, a: Subspace, b: Subspace) -> str | None:

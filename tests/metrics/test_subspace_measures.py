@@ -19,7 +19,7 @@ from repsim.metrics.base import Array, Metric, as_samples
 from repsim.metrics.cca import CCA, PWCCA, SVCCA
 from repsim.metrics.prediction import GULP, EigenspaceOverlap, LinearRegression
 from repsim.metrics.recipes.subspace import PrincipalSubspace
-from repsim.metrics.shapes import AngularShape, Nuclear, Procrustes, ProcrustesSize, chance_alignment
+from repsim.metrics.shapes import AngularShape, Nuclear, Procrustes, ProcrustesSize, chance_alignment, spectral_means
 from repsim.metrics.subspaces import SubspaceMetric, error_of_roots, lower_gram, singular_values
 from repsim.testing.examples import RowsOnDisk, related_layers
 from tests.metrics import references_subspaces as references
@@ -323,14 +323,16 @@ def test_chance_of_shapes_over_permutations(n: int, p: int, q: int) -> None:
     values = np.mean([Nuclear().pair(a, b.permuted(order)) for order in orders])
     assert Nuclear().chance(a, b).mean == pytest.approx(values, rel=0.02)
     assert Nuclear().chance(a, b) == Nuclear().chance(b, a)
-    assert Nuclear().chance(a, b).mean == pytest.approx(chance_alignment(a.shares, b.shares, n), rel=1e-12)
+    fresh = chance_alignment(*(spectral_means(layer.shares, n - 1) for layer in (a, b)))
+    assert Nuclear().chance(a, b).mean == pytest.approx(fresh, rel=1e-12)
 
 
 def test_chance_of_white_layers() -> None:
     """8 / (3 pi) sqrt(d / n) of few directions; Wachter's law of many, as all correlations count alike."""
     white = torch.full((400,), 1 / 400, dtype=torch.float64)
-    assert chance_alignment(white, white, 10**6) == pytest.approx(8 / (3 * math.pi) * math.sqrt(400 / 10**6), rel=1e-3)
-    assert chance_alignment(white, white, 8001) == pytest.approx(0.19078, abs=1e-4)
+    few, many = (spectral_means(white, dimensions) for dimensions in (10**6 - 1, 8000))
+    assert chance_alignment(few, few) == pytest.approx(8 / (3 * math.pi) * math.sqrt(400 / 10**6), rel=1e-3)
+    assert chance_alignment(many, many) == pytest.approx(0.19078, abs=1e-4)
 
 
 @pytest.mark.parametrize("metric", SHAPES, ids=lambda metric: metric.name)
