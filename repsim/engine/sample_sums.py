@@ -42,6 +42,8 @@ _BITS = 61
 """Bits of the largest possible sum, so that no sum of whole numbers overflows."""
 _FLOAT_BITS = 51
 """The same for sums of whole numbers in float64, so that each of them is exact."""
+_ENTRIES = 1024
+"""Entries of a tile, of each layer, whose products are added up in float32."""
 CELL_SUMS = 2**22
 """Sums over cells and classes in float64 that are in memory at once, unless one layer has more."""
 
@@ -491,33 +493,58 @@ class SampleSums(GramSweep):
         return []
 
     def _products_of(self, tiles: Tiles) -> list[Work]:
-        """Return the work that adds tiles to the sums of their rows' samples and, off the diagonal, their columns'."""
-        sides = [(tiles.rows, tiles.kernels, [*self._cell_runs(tiles.columns)])]
+        """Return the work that adds tiles to the sums of their rows' samples and, off the diagonal, their columns'.
+
+        Sums over cells, of each pair of samples once, add up the products of each row, computed cell after cell. Where
+        this takes longer than the products, which is for many layers, they have products of their own.
+        """
+        of_rows, of_columns = ([*self._cell_runs(side)] for side in (tiles.rows, tiles.columns))
+        additions = (len(of_columns) - 1) * self.height * self.width
+        apart = additions > len(self.layers) * tiles.kernels.shape[3]
+        sides = [(tiles.rows, tiles.kernels, [] if apart else of_columns)]
         if tiles.rows != tiles.columns:
-            # sums over cells are those of each pair of samples once
             sides.append((tiles.columns, tiles.transposed, []))
-        tasks = [
-            (name, stack[kind], side.start, rows, cells)
+        of_samples = [
+            partial(self._of_samples_in, name, tiles.weight, side.start, stack[kind], rows, cells)
             for side, stack, cells in sides
             for kind, name in enumerate(self._kernels)
             for rows in cut(side.stop - side.start, self._rows_at_once)
         ]
+        of_cells = [
+            partial(self._of_cells, name, tiles.weight, (cell, other), stack[:, rows, columns])
+            for name, stack in zip(self._kernels, tiles.kernels, strict=True)
+            for cell, rows in (of_rows if apart else ())
+            for other, columns in of_columns
+        ]
+        return [*of_cells, *of_samples]
 
-        def add(name: str, stack: Tensor, first: int, rows: slice, cells: list[tuple[int, slice]]) -> Iterator[Any]:
-            """Add the products of some rows to the sums of their samples; yield their sums by pairs of cells."""
-            samples = slice(first + rows.start, first + rows.stop)
-            per_unit, spare = self._per_unit(name, samples), self._spare_memory()
-            for cell, columns in cells or [(-1, slice(None))]:
-                products = self._products_of_rows(stack[:, rows, columns].transpose(0, 1), spare)
-                for other, inside in self._cell_runs(samples) if cells else ():
-                    of_cells = [tiles.weight * values[inside].sum(0, dtype=torch.float64) for values in products]
-                    low, high = sorted((other, cell))
-                    yield f"{name} of cells", high * (high + 1) // 2 + low, of_cells
-                for whose, values in zip((name, f"own {name}"), products, strict=True):
-                    self._sums[whose][samples] += values.mul_(per_unit).round_()
-            self._spare.append(spare)
+    def _of_samples_in(
+        self, name: str, weight: int, first: int, stack: Tensor, rows: slice, cells: Sequence[tuple[int, slice]]
+    ) -> Iterator[tuple[str, int, Sequence[Tensor]]]:
+        """Add the products of some rows to the sums of their samples; yield their sums by pairs of cells, if given."""
+        samples = slice(first + rows.start, first + rows.stop)
+        per_unit, spare = self._per_unit(name, samples), self._spare_memory()
+        for cell, columns in cells or [(-1, slice(None))]:
+            products = self._products_of_rows(stack[:, rows, columns].transpose(0, 1), spare)
+            for other, inside in self._cell_runs(samples) if cells else ():
+                sums = [weight * values[inside].sum(0, dtype=torch.float64) for values in products]
+                yield f"{name} of cells", _pair_of_cells(cell, other), sums
+            for whose, values in zip((name, f"own {name}"), products, strict=True):
+                self._sums[whose][samples] += values.mul_(per_unit).round_()
+        self._spare.append(spare)
 
-        return [partial(add, *task) for task in tasks]
+    def _of_cells(
+        self, name: str, weight: int, cells: tuple[int, int], stack: Float[Tensor, "layers rows columns"]
+    ) -> Iterator[tuple[str, int, Sequence[Tensor]]]:
+        """Yield the sums of products over all pairs of a sample of one cell with one of another."""
+        at_once = max(1, _ENTRIES // stack.shape[2])  # few enough that sums in float32 are as exact as those of a row
+        for rows in cut(stack.shape[1], at_once):
+            x = stack[:, rows].flatten(1)
+            pairs = (x[: self.height] @ x[self.first :].T).to(self._place, torch.float64).flatten()
+            own = torch.linalg.vecdot(x, x).to(self._place, torch.float64)
+            if self._packing is not None:
+                pairs, own = pairs[self._packing.to(self._place)], own[:0]
+            yield f"{name} of cells", _pair_of_cells(*cells), [weight * pairs, weight * own]
 
     def _per_unit(self, name: str, samples: slice) -> Float[Tensor, "samples 1"]:
         """Return 1 / unit of the sums over samples, powers of two: in the dtype of products, if it has them."""
@@ -723,6 +750,12 @@ class SampleSums(GramSweep):
         of_pairs, own = (self._sums[whose][place].cpu().numpy() * units for whose in (name, f"own {name}"))
         pairs = self._unpacked(of_pairs)
         return pairs, np.diagonal(pairs, axis1=1, axis2=2) if self.square else own
+
+
+def _pair_of_cells(first: int, second: int) -> int:
+    """Return the place of a pair of cells in any order among all pairs."""
+    low, high = sorted((first, second))
+    return high * (high + 1) // 2 + low
 
 
 def _others(squares: Float64[Tensor, "layers parts"]) -> Float64[Tensor, "layers parts"]:

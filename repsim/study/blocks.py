@@ -5,6 +5,7 @@ on the other models. So blocks bound the memory, are kept on disk when they are 
 added computes only the blocks of these. Few models make one group, and so one block.
 """
 
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations, combinations_with_replacement, product
@@ -119,6 +120,13 @@ def divide(
             new = []
         new.append(member)
     return [*groups, tuple(new)] if new else groups
+
+
+def even_size(members: Sequence[Member], groups: int) -> int:
+    """Return the smallest size for which `divide` makes at most this number of groups, so that they are alike."""
+    sizes = [len(member.arrays) for member in members]
+    possible = range(max(sizes), sum(sizes))
+    return possible.start + bisect_left(possible, x=True, key=lambda most: len(divide(members, most)) <= groups)
 
 
 def blocks(groups: Sequence[Group]) -> list[Block]:

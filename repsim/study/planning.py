@@ -15,8 +15,9 @@ permutations                    2 n k^2 FLOP for k shared directions, of which 1
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -30,7 +31,7 @@ from repsim.metrics.recipes.groups import Groups
 from repsim.runtime import tuning
 from repsim.runtime.files import format_duration, format_size
 from repsim.runtime.memory import memory_now
-from repsim.study.blocks import Block, Group, blocks, divide
+from repsim.study.blocks import Block, Group, blocks, divide, even_size
 from repsim.study.design import Design, Member, Pair
 from repsim.study.duplicates import examined_layers, examined_members, pixels_of
 from repsim.study.input_kernels import RANK, SELECTION
@@ -198,24 +199,17 @@ def plan_study(shape: StudyShape, design: Design, limits: Limits, earlier: Seque
     """
     spare = tuning.current().spare_memory
     available = limits.memory - limits.base - spare
-    total = sum(map(len, shape.widths.values()))
-    largest = max(map(len, shape.widths.values()))
     least = math.inf
-    for parts in range(1, len(design.members) + 1):
-        most = max(largest, -(-total // parts))
-        groups = divide(design.members, most, earlier=earlier)
-        for kept in (True, False):
-            for panel in _panels(shape.n):
-                needed, of_panel = _peak(shape, design, groups, kept=kept, panel=panel)
-                if needed <= available:
-                    useful = _HELD if kept else -(-shape.n // panel)  # panels of layers in memory are only copied
-                    more = max(0, min(useful - _HELD, (available - needed) // of_panel))
-                    needed += more * of_panel
-                    return _complete(
-                        shape, design, limits, groups, kept=kept, panel=panel, held=_HELD + more, memory=needed
-                    )
-                least = min(least, needed)
+    for groups, kept, panel in _divisions(shape, design.members, earlier):
+        needed, of_panel = _peak(shape, design, groups, kept=kept, panel=panel)
+        if needed <= available:
+            useful = _HELD if kept else -(-shape.n // panel)  # panels of layers in memory are only copied
+            more = max(0, min(useful - _HELD, (available - needed) // of_panel))
+            needed += more * of_panel
+            return _complete(shape, design, limits, groups, kept=kept, panel=panel, held=_HELD + more, memory=needed)
+        least = min(least, needed)
     needed = int(least) + limits.base + spare
+    total = sum(map(len, shape.widths.values()))
     raise TooLittleMemoryError(
         f"a study of {total} layers of {shape.n:,} samples takes {format_size(needed)} of memory at least; allowed are "
         f"{format_size(limits.memory)}",
@@ -224,6 +218,25 @@ def plan_study(shape: StudyShape, design: Design, limits: Limits, earlier: Seque
         allowed=limits.memory,
         remedy=Remedy("give ", Argument("memory"), " more, or leave out models"),
     )
+
+
+def _divisions(
+    shape: StudyShape, members: Sequence[Member], earlier: Sequence[Sequence[str]]
+) -> Iterator[tuple[list[Group], bool, int]]:
+    """Yield ways to compute a study: groups of models, whether layers stay in memory, and samples read at once.
+
+    The best come first: few groups, layers in memory, many samples. Fewer samples than those of a tile of many layers
+    come last, because more groups take less time than smaller tiles.
+    """
+    for small in (False, True):
+        for count in range(1, len(members) + 1):
+            groups = divide(members, even_size(members, count), earlier=earlier)
+            layers = sum(sorted(sum(len(shape.widths[m.name]) for m in group) for group in groups)[-2:])
+            side = tile_of(shape, layers, _PANEL)
+            least = min(side, shape.n) if side == _LEAST_SIDE else 0
+            for kept, panel in product((True, False), _panels(shape.n)):
+                if (panel < least) == small:
+                    yield groups, kept, panel
 
 
 def _panels(n: int) -> list[int]:

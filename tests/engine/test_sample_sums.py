@@ -1,6 +1,7 @@
 """Sums of single samples, of subsets and within classes, compared with explicit centred kernels."""
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -134,6 +135,32 @@ def test_sums_are_those_of_explicit_kernels(rng: np.random.Generator, sides: str
             check(left_out(without, place), expected.on(np.delete(np.arange(N), i)))
     cubes = [(plain_kernel(expected.layers[k]) ** 3).sum() for k in expected.every]
     np.testing.assert_allclose(sums.cubes, cubes, rtol=1e-9, atol=1e-9 * np.abs(cubes).max())
+
+
+@pytest.mark.parametrize("sides", ["many", "many, partly shared"])
+def test_cells_of_many_layers_have_products_of_their_own(
+    rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch, sides: str
+) -> None:
+    """The values are those of few layers, also if the products of two cells are added up in several parts."""
+    SIDES["many"] = [*range(30)], [*range(30)]
+    SIDES["many, partly shared"] = [*range(20)], [*range(12, 30)]
+    monkeypatch.setattr(sample_sums, "_ENTRIES", 7)
+    computed, of_cells = Counter[str](), SampleSums._of_cells
+
+    def counted(self: SampleSums, name: str, *args: Any) -> Any:
+        computed[name] += 1
+        return of_cells(self, name, *args)
+
+    monkeypatch.setattr(SampleSums, "_of_cells", counted)
+    layers = [x for _ in range(6) for x in layers_of(rng)]
+    sums, expected = summed(layers, sides, panel=20, tile=10), Expected(layers, sides)
+    assert computed.keys() == {"samples", "within"}
+    check(sums.all, expected.on(np.arange(N)))
+    check(sums.within(0), expected.within(np.arange(N)))
+    for s in range(len(SUBSETS)):
+        check(sums.subset(s), expected.on(subset(s)))
+        check(sums.within(1 + s), expected.within(subset(s)))
+    check(left_out(sums.without(slice(4, 5)), 0), expected.on(np.delete(np.arange(N), 4)))
 
 
 @pytest.mark.parametrize("sides", SIDES)
