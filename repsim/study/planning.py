@@ -390,9 +390,10 @@ def _steps(made: StudyPlan, design: Design, memory: int) -> list[Step]:
     steps.append(Step("comparing all layers", comparing, memory, "also without each sample, and on halves"))
     if len(design.trained) > 1:
         permuting = _permutations(shape, made)
-        steps.append(Step("permuting samples", permuting + _truncation(shape, made), memory))
+        note = "longer if more than ten components carry 99.9 % of a layer" if n > tuning.current().exact_samples else ""
+        steps.append(Step("permuting samples", permuting + _truncation(shape, made), memory, note))
         if shape.classes:
-            steps.append(Step("permuting samples within classes", permuting, memory))
+            steps.append(Step("permuting samples within classes", permuting, memory, note))
         steps += [_measuring(metric, made, design) for metric in shape.metrics]
     steps.append(Step("looking for near duplicates", _near_duplicates(made, design)))
     return steps
