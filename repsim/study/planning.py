@@ -390,7 +390,8 @@ def _steps(made: StudyPlan, design: Design, memory: int) -> list[Step]:
     steps.append(Step("comparing all layers", comparing, memory, "also without each sample, and on halves"))
     if len(design.trained) > 1:
         permuting = _permutations(shape, made)
-        note = "longer if more than ten components carry 99.9 % of a layer" if n > tuning.current().exact_samples else ""
+        truncated = n > tuning.current().exact_samples
+        note = "longer if more than ten components carry 99.9 % of a layer" if truncated else ""
         steps.append(Step("permuting samples", permuting + _truncation(shape, made), memory, note))
         if shape.classes:
             steps.append(Step("permuting samples within classes", permuting, memory, note))
