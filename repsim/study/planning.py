@@ -410,9 +410,9 @@ _NEIGHBOUR = 20.0
 """Additions to a sum that take as long as a distance among which the nearest neighbours are selected."""
 _ENTRY, _ENTRY_WITHIN = 16.0, 26.0
 """Additions to a sum that take as long as centring and transposing an entry of a kernel, and one within classes."""
-_FIRST, _ROUNDED = 60.0, 8.0
+_FIRST, _ROUNDED = 60.0, 5.0
 """Additions to a sum that take as long as the first use of the memory of a sum, and as rounding and adding to it."""
-_VALUES_PASSES = 60.0
+_VALUES_PASSES = 30.0
 """Additions to a sum that take as long as evaluating a value without a sample, for one kind of control."""
 
 
