@@ -505,11 +505,14 @@ class SampleSums(GramSweep):
         if tiles.rows != tiles.columns:
             sides.append((tiles.columns, tiles.transposed, []))
         of_samples = [
-            partial(self._of_samples_in, name, tiles.weight, side.start, stack[kind], rows, cells)
+            partial(
+                self._of_samples_in, name, tiles.weight, slice(side.start + rows.start, side.start + rows.stop),
+                stack[kind][:, rows], cells,
+            )
             for side, stack, cells in sides
             for kind, name in enumerate(self._kernels)
             for rows in cut(side.stop - side.start, self._rows_at_once)
-        ]
+        ]  # fmt: skip
         of_cells = [
             partial(self._of_cells, name, tiles.weight, (cell, other), stack[:, rows, columns])
             for name, stack in zip(self._kernels, tiles.kernels, strict=True)
@@ -519,13 +522,12 @@ class SampleSums(GramSweep):
         return [*of_cells, *of_samples]
 
     def _of_samples_in(
-        self, name: str, weight: int, first: int, stack: Tensor, rows: slice, cells: Sequence[tuple[int, slice]]
+        self, name: str, weight: int, samples: slice, stack: Tensor, cells: Sequence[tuple[int, slice]]
     ) -> Iterator[tuple[str, int, Sequence[Tensor]]]:
         """Add the products of some rows to the sums of their samples; yield their sums by pairs of cells, if given."""
-        samples = slice(first + rows.start, first + rows.stop)
         per_unit, spare = self._per_unit(name, samples), self._spare_memory()
         for cell, columns in cells or [(-1, slice(None))]:
-            products = self._products_of_rows(stack[:, rows, columns].transpose(0, 1), spare)
+            products = self._products_of_rows(stack[:, :, columns].transpose(0, 1), spare)
             for other, inside in self._cell_runs(samples) if cells else ():
                 sums = [weight * values[inside].sum(0, dtype=torch.float64) for values in products]
                 yield f"{name} of cells", _pair_of_cells(cell, other), sums

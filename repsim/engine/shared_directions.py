@@ -1,7 +1,9 @@
 """Truncate layers to their leading principal components: few features with nearly the same Gram matrix."""
 
 import dataclasses
-from collections.abc import Sequence
+import math
+from bisect import bisect_left
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -10,11 +12,12 @@ from jaxtyping import Float32, Float64
 from torch import Tensor
 
 from repsim.engine.preparation import map_layers
-from repsim.errors import InvalidInputError
+from repsim.errors import Argument, InvalidInputError, Remedy, TooLittleMemoryError
 from repsim.metrics.recipes.gram import Gram
 from repsim.metrics.recipes.products import covariance, inner_products
 from repsim.metrics.recipes.rows import Centred, Rows, cut, float64_device
 from repsim.runtime import tuning
+from repsim.runtime.files import format_size
 
 _RUN = 2048
 """Samples that are multiplied, or converted to float64, at once."""
@@ -22,6 +25,11 @@ _LARGEST_SHARE = 0.9999
 """Largest share for which products in float32, whose errors are about 1e-6 of ||K||^2, are exact enough."""
 _IN_THREADS = 4096
 """Largest X'X or XX' that is made and decomposed beside others."""
+_AT_ONCE = 16
+"""Layers that are truncated before their components are counted."""
+_DECOMPOSED = 40
+"""Bytes that a decomposition in float64 takes for each entry of the matrix: the matrix, its vectors and their copy, and
+twice as much for what LAPACK needs."""
 _ROUNDS, _CONVERGED = 12, 1e-7
 """Products of a subspace with C, at most, and the share of the energy by which the last one has to increase it."""
 
@@ -166,7 +174,7 @@ class LowRankFeatures:
         return self.directions[rows] @ self.loadings
 
 
-def truncate_jointly(grams: Sequence[Gram], share: float = 0.9999) -> list[Gram]:
+def truncate_jointly(grams: Sequence[Gram], share: float = 0.9999, *, memory: float = math.inf) -> list[Gram]:
     """Truncate several layers to leading components that are linear combinations of a few shared directions.
 
     Layers of one network, or of similar networks, have similar leading components, which span far fewer directions than
@@ -180,12 +188,19 @@ def truncate_jointly(grams: Sequence[Gram], share: float = 0.9999) -> list[Gram]
         Linear kernels of all samples, over the same samples.
     share : float
         As in `truncate`.
+    memory : float
+        Bytes that may be taken.
 
     Returns
     -------
     list of Gram
         The truncated layers in float64, with features Q C (`LowRankFeatures`) that share one Q. `repsim.permuted`
         permutes only Q.
+
+    Raises
+    ------
+    TooLittleMemoryError
+        If this takes more memory than allowed, as it does for many components.
 
     Examples
     --------
@@ -195,31 +210,77 @@ def truncate_jointly(grams: Sequence[Gram], share: float = 0.9999) -> list[Gram]
     >>> a.features.directions is b.features.directions, a.features.directions.shape[1] < a.p + b.p
     (True, True)
     """
-    truncated = map_layers(partial(truncate, share=share), grams, _IN_THREADS)
+    _check(max(map(_bytes_to_truncate, grams)), memory)
+    truncated: list[Gram] = []
+    for run in cut(len(grams), _AT_ONCE):
+        truncated += map_layers(partial(truncate, share=share), grams[run], _IN_THREADS)
+        _check(_bytes_to_share(truncated), memory)
     place = float64_device(truncated[0].device)
-    features = [gram.features[:].to(place, torch.float64) for gram in truncated]
-    features = [x / torch.linalg.matrix_norm(x.T @ x).sqrt() for x in features]
-    X = torch.cat(features, 1)
-    values, vectors = torch.linalg.eigh(X.T @ X if X.shape[1] <= len(X) else X @ X.T)
-    values, vectors = values.flip(0), vectors.flip(1)
-    rank = int((values > 1e-12 * values[0]).sum())
-    Q = (X @ vectors[:, :rank]) / values[:rank].sqrt() if X.shape[1] <= len(X) else vectors[:, :rank]
-    loadings = [Q.T @ x for x in features]
 
-    def keeps_share(k: int) -> bool:
-        return all(float(torch.linalg.matrix_norm(C[:k].T @ C[:k])) ** 2 >= share for C in loadings)
+    def scaled(gram: Gram) -> Float64[Tensor, "n r"]:
+        x = gram.features[:].to(place, torch.float64)
+        unit: Tensor = x / torch.linalg.matrix_norm(x.T @ x).sqrt()
+        return unit
 
-    low, high = 1, rank
-    while low < high:  # bisection, because the share increases with k
-        middle = (low + high) // 2
-        low, high = (low, middle) if keeps_share(middle) else (middle + 1, high)
-    directions = Q[:, :high].contiguous()
+    def keeps_share(C: Float64[Tensor, "k r"], k: int) -> bool:
+        return float(torch.linalg.matrix_norm(C[:k].T @ C[:k])) ** 2 >= share
+
+    Q = _directions([gram.p for gram in truncated], map(scaled, truncated))
+    k = 1
+    for gram in truncated:  # bisection, because the share increases with k, from what the layers before need
+        C = Q.T @ scaled(gram)
+        k += bisect_left(range(k, Q.shape[1]), x=True, key=partial(keeps_share, C))
+    directions = Q[:, :k].contiguous()
     layers = []
-    for gram, C in zip(truncated, loadings, strict=True):
-        low_rank = LowRankFeatures(directions, C[:high].contiguous())
+    for gram in truncated:
+        low_rank = LowRankFeatures(directions, directions.T @ scaled(gram))
         norms = torch.cat([low_rank[i].square().sum(1) for i in cut(gram.n, _RUN)]).to(gram.squared_norms)
         layers.append(dataclasses.replace(gram, features=low_rank, squared_norms=norms).grouped(gram.groups))
     return layers
+
+
+def _directions(widths: Sequence[int], layers: Iterable[Float64[Tensor, "n r"]]) -> Float64[Tensor, "n k"]:
+    """Return the left singular vectors of all layers side by side, those of the largest singular values first."""
+    x: Tensor = next(layers := iter(layers))
+    n, total = len(x), sum(widths)
+    if total <= n:
+        X = torch.cat([x, *layers], 1)
+        K = X.T @ X
+    else:  # one layer at a time, because all of them would take more memory than K
+        K = x @ x.T
+        for x in layers:
+            K.addmm_(x, x.T)
+    values, vectors = torch.linalg.eigh(K)
+    rank = int((values > 1e-12 * values[-1]).sum())
+    leading: Tensor = vectors.flip(1)[:, :rank]
+    return (X @ leading) / values.flip(0)[:rank].sqrt() if total <= n else leading
+
+
+def _check(needed: int, allowed: float) -> None:
+    if needed > allowed:
+        raise TooLittleMemoryError(
+            f"cutting layers to their leading components takes {format_size(needed)} of memory at least; allowed are "
+            f"{format_size(int(allowed))}",
+            metrics=("cka",),
+            needed=needed,
+            allowed=int(allowed),
+            remedy=Remedy("give ", Argument("memory"), " more, or use fewer layers"),
+        )
+
+
+def _bytes_to_truncate(gram: Gram) -> int:
+    """Return the bytes that `truncate` takes for its matrices, in every thread that does so at once."""
+    m = min(gram.n, gram.p)
+    in_float32 = gram.dtype == torch.float32 and m >= tuning.current().squared_from
+    return (6 if in_float32 else _DECOMPOSED) * m**2 * (torch.get_num_threads() if m <= _IN_THREADS else 1)
+
+
+def _bytes_to_share(truncated: Sequence[Gram]) -> int:
+    """Return the bytes that truncated layers take, and finding their shared directions."""
+    n, total = truncated[0].n, sum(gram.p for gram in truncated)
+    k = min(n, total)
+    widest = max(gram.p for gram in truncated)
+    return n * total * truncated[0].dtype.itemsize + _DECOMPOSED * k**2 + 24 * n * k + 16 * n * widest + 8 * k * total
 
 
 def _components_to_keep(values: Float64[Tensor, " m"], share: float) -> int:

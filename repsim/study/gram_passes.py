@@ -7,6 +7,7 @@ If samples are in groups, the groups are the units: CKA is computed from pairs o
 groups are left out, divided into halves, and permuted.
 """
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -212,15 +213,20 @@ class Kernels:
             kernels[k] = (A / A.norm()).numpy()
         return kernels
 
-    def reduce(self, selected: Sequence[int]) -> "Kernels":
+    def reduce(self, selected: Sequence[int], memory: float = math.inf) -> "Kernels":
         """Return the selected layers, each cut to the leading components with almost all of its kernel's energy.
 
         The components of all layers are expressed in a common set of directions, so that permutations are cheap.
+
+        Raises
+        ------
+        TooLittleMemoryError
+            If this takes more memory than allowed.
         """
-        grams = tuple(truncate_jointly([self.grams[k] for k in selected], KEPT_SHARE))
+        grams = truncate_jointly([self.grams[k] for k in selected], KEPT_SHARE, memory=memory)
         new = {k: i for i, k in enumerate(selected)}
         positions = {name: np.array([new[k] for k in old if k in new], int) for name, old in self.positions.items()}
-        return Kernels(tuple(self.names[k] for k in selected), grams, positions, self.undefined, reduced=True)
+        return Kernels(tuple(self.names[k] for k in selected), tuple(grams), positions, self.undefined, reduced=True)
 
 
 @dataclass(eq=False)

@@ -83,7 +83,6 @@ class Setting:
     orders: Int64[np.ndarray, "count n"]
     """Permutations of the samples. If samples are in groups, they exchange whole groups."""
     device: str = "cpu"
-    memory: int | None = None
     seed: int = 0
     """Seed of the half-samples."""
     groups: Groups | None = None
@@ -92,7 +91,7 @@ class Setting:
     sharing: Sharing = field(default_factory=Sharing)
     """Where finished pairs are kept, and the processes that share the others."""
     available: float = math.inf
-    """Bytes for the prepared layers of the models that are compared at the same time."""
+    """Bytes for the layers that are prepared, or permuted, at the same time."""
 
     @property
     def n(self) -> int:
@@ -292,7 +291,8 @@ class _Comparison:
                         source.name: source.rows for source in sources((pair.b,), setting.device, metric.min_samples)
                     }
                     columns = [of_b[name]()[:] if y is not None else None for name, y in zip(names[1], b, strict=True)]
-                drawn = _permuted(metric, a, columns, setting.orders[: planned.draws], setting.memory)
+                memory = None if math.isinf(setting.available) else int(setting.available)
+                drawn = _permuted(metric, a, columns, setting.orders[: planned.draws], memory)
                 permuted_values = as_similarity(metric, drawn)
         size = _TEXT + _TEXT_OF_LAYER * sum(map(len, names))
         written = _numbers_of(json.dumps(text, ensure_ascii=False), size)

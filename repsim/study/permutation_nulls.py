@@ -14,7 +14,9 @@ import numpy as np
 import torch
 from jaxtyping import Float64, Int64
 
+from repsim.engine.shared_directions import LowRankFeatures
 from repsim.engine.subsampling import padded_width
+from repsim.errors import TooLittleMemoryError
 from repsim.metrics.recipes.rows import cut
 from repsim.runtime import tuning
 from repsim.runtime.progress import Progress, counter, report_share
@@ -93,6 +95,8 @@ class Reduced:
     """Pairs of trained models that are tested."""
     kernels: Kernels
     """Kernels of the trained models of these pairs, and of the controls of the input."""
+    memory: int | None = None
+    """Bytes that may be used; None for no limit."""
 
     @property
     def identity(self) -> str:
@@ -104,7 +108,7 @@ class Reduced:
     @cached_property
     def plain(self) -> Kernels:
         """Kernels that are permuted as they are, or cut to leading components if there are many samples."""
-        return reduced_kernels(self.kernels, self.models)
+        return reduced_kernels(self.kernels, self.models, self.memory)
 
     def residuals(self, count: int) -> "_Residuals":
         """Return the residual kernels of a random part of the samples, small enough for ``count`` permutations."""
@@ -145,7 +149,7 @@ class Reduced:
         }
 
 
-def reduced(kernels: Kernels, design: Design, blocks: Sequence[Block]) -> list[Reduced]:
+def reduced(kernels: Kernels, design: Design, blocks: Sequence[Block], memory: int | None = None) -> list[Reduced]:
     """Return the parts of a study whose pairs of trained models are permuted together: one for each block."""
     order = {member.name: k for k, member in enumerate(design.members)}
     inputs = kernels.positions.get("input", np.zeros(0, int)).tolist()
@@ -159,7 +163,7 @@ def reduced(kernels: Kernels, design: Design, blocks: Sequence[Block]) -> list[R
         if pairs:
             names = list(dict.fromkeys(member.name for pair in pairs for member in (pair.a, pair.b)))
             layers = [k for name in names for k in kernels.positions[name].tolist()]
-            parts.append(Reduced(design, pairs, kernels.select([*layers, *inputs])))
+            parts.append(Reduced(design, pairs, kernels.select([*layers, *inputs]), memory))
     return parts
 
 
@@ -168,7 +172,6 @@ def cka_nulls(
     kinds: Sequence[str],
     draw: Draw,
     *,
-    memory: int | None,
     name: Callable[[Reduced], str] = lambda _: "",
     sharing: Sharing | None = None,
     progress: Progress | None = None,
@@ -190,8 +193,6 @@ def cka_nulls(
         Kinds of debiased CKA.
     draw
         Draws permutations; they exchange samples of one class only, if the null hypothesis is about classes.
-    memory
-        Bytes that may be used.
     name
         Returns a text of all on which the permutations of a part depend.
     sharing
@@ -215,7 +216,7 @@ def cka_nulls(
     nulls: dict[tuple[str, str], Null] = {}
     for part in parts:
         for kind in kinds:
-            compute = _Plain(part, orders, memory) if kind == RAW else _Partial(part, draw, len(orders))
+            compute = _Plain(part, orders) if kind == RAW else _Partial(part, draw, len(orders))
             names = {k: f"permuted {kind} {runs[k]} {name(part)}" for k in range(len(runs))}
             sizes = {k: 2 * len(part.pairs) * (1 + runs[k].stop - runs[k].start) for k in names}
             units = sharing.compute(
@@ -232,14 +233,14 @@ def cka_nulls(
 class _Plain:
     """Permutations of debiased CKA: computes the observed statistics of all pairs, and then those of a run."""
 
-    def __init__(self, part: Reduced, orders: Int64[np.ndarray, "count n"], memory: int | None) -> None:
-        self._part, self._orders, self._memory = part, orders, memory
+    def __init__(self, part: Reduced, orders: Int64[np.ndarray, "count n"]) -> None:
+        self._part, self._orders = part, orders
 
     def __call__(self, run: slice) -> Float64[np.ndarray, " values"]:
         part = self._part
         rows, columns = part.sides
         orders = self._orders[run]
-        values = permuted_values(part.plain, rows, columns, orders, memory=self._memory, progress=report_share)
+        values = permuted_values(part.plain, rows, columns, orders, memory=part.memory, progress=report_share)
         both = np.concatenate([part.observed[None], values])
         return np.stack([statistics(both[:, i, j]) for i, j in part.places().values()], 1).ravel()
 
@@ -328,14 +329,30 @@ def _random_part(part: Reduced, count: int) -> tuple[Kernels, Int64[np.ndarray, 
     return kernels.part(samples, range(len(kernels.names))), samples
 
 
-def reduced_kernels(kernels: Kernels, models: Sequence[str]) -> Kernels:
+def reduced_kernels(kernels: Kernels, models: Sequence[str], memory: int | None = None) -> Kernels:
     """Return the kernels of some models, cut to leading components if there are many samples.
 
-    With few samples, or kernels that are reduced already, return the kernels themselves.
+    With few samples, or kernels that are reduced already, return the kernels themselves; also if so many components are
+    needed that permuting them takes more memory than allowed, or more operations than permuting Gram matrices.
     """
     if kernels.n <= tuning.current().exact_samples or kernels.reduced:
         return kernels
-    return kernels.reduce(np.concatenate([kernels.positions[name] for name in models]).tolist())
+    layers = np.concatenate([kernels.positions[name] for name in models]).tolist()
+    try:
+        reduced = kernels.reduce(layers, math.inf if memory is None else memory)
+    except TooLittleMemoryError:
+        return kernels
+    return reduced if _takes_less(reduced) else kernels
+
+
+def _takes_less(reduced: Kernels) -> bool:
+    """Return whether permuting components takes fewer operations than permuting Gram matrices (`repsim.permuted`)."""
+    rates, n, layers = tuning.current(), reduced.n, len(reduced.grams)
+    features = reduced.grams[0].features
+    assert isinstance(features, LowRankFeatures), "layers cut to components share directions"
+    directions, components = features.directions.shape[1], sum(gram.p for gram in reduced.grams)
+    entry = rates.permuted_entry + rates.permuted_layer * layers / 2 + rates.permuted_pair * layers**2 / 4
+    return bool(2.0 * n * directions**2 + directions * components**2 / 2 < entry * n**2 / 2)
 
 
 def null_of_values(observed: Float64[np.ndarray, "a b"], permuted: Float64[np.ndarray, "count a b"]) -> Null:

@@ -136,7 +136,7 @@ class StudyPlan:
     room: int
     """Bytes for the sums of single groups of samples."""
     available: int
-    """Bytes for the prepared layers of the models that are compared by another measure at the same time."""
+    """Bytes for what follows the comparison: what is permuted, and the layers that other measures prepare."""
     steps: tuple[Step, ...] = ()
 
     def tile(self, layers: int) -> int:
@@ -278,13 +278,7 @@ def _peak(shape: StudyShape, design: Design, groups: Sequence[Group], *, kept: b
     n, layers, features = shape.n, of_block.layers, of_block.features
     every = [p for widths in shape.widths.values() for p in widths]
     cells = 1 << shape.splits.bit_length()
-    models = len(design.members)
-    pairs = models * (models - 1) // 2
-    columns_of_study = pairs * 3 * shape.conditions
-    held = 24 * n * (len(every) + len(shape.controls))  # norms, row sums and offsets
-    held += n * sum(shape.controls) * shape.itemsize
-    held += n * sum(every) * shape.itemsize if kept else 0
-    held += shape.units * columns_of_study * (4 if shape.units * columns_of_study > SINGLE else 8)
+    held = _held(shape, len(design.members), kept=kept)
     held += 8 * (shape.kinds + 2 * shape.conditions) * len(every) ** 2
     pairs_kept = of_block.rows * (of_block.rows + 1) // 2 if block.diagonal else of_block.rows * of_block.columns
     of_cells = cells * (cells + 1) // 2 + 2 * _MULTIPLYING  # those that threads add
@@ -309,6 +303,16 @@ def _peak(shape: StudyShape, design: Design, groups: Sequence[Group], *, kept: b
     at_once = max(matrices, min(tuning.current().jackknife_memory, shape.units * matrices))
     evaluating = _THREADS * 16 * at_once + 3 * parts
     return held + max(sums + panels + stack, means + panels, sums + evaluating), of_panel
+
+
+def _held(shape: StudyShape, models: int, *, kept: bool) -> int:
+    """Return the bytes of all that is in memory from the comparison to the end of the study."""
+    n, every = shape.n, [p for widths in shape.widths.values() for p in widths]
+    held = 24 * n * (len(every) + len(shape.controls))  # norms, row sums and offsets
+    held += n * sum(shape.controls) * shape.itemsize
+    held += n * sum(every) * shape.itemsize if kept else 0
+    values = shape.units * models * (models - 1) // 2 * 3 * shape.conditions
+    return held + values * (4 if values > SINGLE else 8)
 
 
 @dataclass(frozen=True)
@@ -347,10 +351,11 @@ def _complete(
     memory: int,
 ) -> StudyPlan:
     every = blocks(groups)
-    available = max(limits.memory - limits.base - tuning.current().spare_memory, 2**26)
+    whole = limits.memory - limits.base - tuning.current().spare_memory
+    available = whole - _held(shape, len(design.members), kept=kept)
     made = StudyPlan(
-        shape, limits, groups, every, kept, panel, held, room=min(2**29, available // 4),
-        available=available,
+        shape, limits, groups, every, kept, panel, held, room=min(2**29, max(whole, 2**26) // 4),
+        available=max(available, 2**26),
     )  # fmt: skip
     return dataclasses.replace(made, steps=tuple(_steps(made, design, memory)))
 

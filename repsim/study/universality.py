@@ -396,22 +396,22 @@ def _collect_evidence(
 
     notes: list[str] = []
     draw = partial(_permutations, count=permutations, seed=seed, notes=notes)
-    parts = permutation_nulls.reduced(all_kernels, study, plan.blocks)
+    parts = permutation_nulls.reduced(all_kernels, study, plan.blocks, plan.available)
     null = permutation_nulls.cka_nulls(
-        parts, indices.kernels, draw, memory=memory, name=lambda part: f"{permutations} {about} {part.identity}",
+        parts, indices.kernels, draw, name=lambda part: f"{permutations} {about} {part.identity}",
         sharing=sharing, progress=steps("permuting samples"),
     )  # fmt: skip
     within: dict[tuple[str, str], permutation_nulls.Null] = {}
     if classes is not None and study.pairs:
         within = permutation_nulls.cka_nulls(
-            parts, indices.kernels, partial(draw, classes=classes.numbers.numpy()), memory=memory,
+            parts, indices.kernels, partial(draw, classes=classes.numbers.numpy()),
             name=lambda part: f"within classes {permutations} {about} {part.identity}",
             sharing=sharing, progress=steps("permuting samples within classes"),
         )  # fmt: skip
     del parts
     setting = Setting(
-        measured_pairs(study), study.pairs, draw(all_kernels, np.arange(study.n)), device=device, memory=memory,
-        seed=seed, groups=study.groups, sharing=sharing, available=plan.available,
+        measured_pairs(study), study.pairs, draw(all_kernels, np.arange(study.n)), device=device, seed=seed,
+        groups=study.groups, sharing=sharing, available=plan.available,
     )  # fmt: skip
     results = measure_all(others, setting, steps)
     measures = [results[metric.spec] for metric in others]

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from repsim.engine.shared_directions import LowRankFeatures, leading_components, truncate, truncate_jointly
-from repsim.errors import InvalidInputError
+from repsim.errors import InvalidInputError, TooLittleMemoryError
 from repsim.metrics import get
 from repsim.metrics.base import Array, as_samples
 from repsim.metrics.recipes.gram import Gram
@@ -156,6 +156,18 @@ def test_joint_truncation_keeps_the_share_of_every_layer_in_the_fewest_direction
         for P, K in zip(smaller, (g.features[:].double() @ g.features[:].double().T for g in alone), strict=True)
     ]
     assert min(left) < share  # one direction less does not keep the share
+
+
+def test_joint_truncation_stops_at_a_memory_limit(rng: np.random.Generator) -> None:
+    """Before a layer is truncated, whose matrices would take more; or after, if there are too many components."""
+    few, many = ([prepared(decaying(rng, 80, 30)) for _ in range(2)], [prepared(rng.normal(size=(80, 60)))] * 40)
+    with pytest.raises(TooLittleMemoryError, match=r"leading components takes .* allowed are 1 kB"):
+        truncate_jointly(few, memory=1000)
+    enough = 2**20
+    assert len(truncate_jointly(few, memory=enough)) == 2
+    with pytest.raises(TooLittleMemoryError):
+        truncate_jointly(many, memory=enough)
+    assert len(truncate_jointly(many)) == 40
 
 
 def test_joint_truncation_changes_values_little(rng: np.random.Generator) -> None:

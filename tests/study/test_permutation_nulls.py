@@ -1,5 +1,6 @@
 """Permutation nulls: plain values equal those of `repsim.permuted`, partial values those of permuted residuals."""
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 
@@ -48,7 +49,7 @@ def parts_of(study: Study, most: int = 100) -> list[permutation_nulls.Reduced]:
 
 
 def of_cka(study: Study) -> dict[tuple[str, str], permutation_nulls.Null]:
-    return permutation_nulls.cka_nulls(parts_of(study), KINDS, draw, memory=2**30)
+    return permutation_nulls.cka_nulls(parts_of(study), KINDS, draw)
 
 
 def features(study: Study) -> dict[str, list[Array]]:
@@ -104,9 +105,7 @@ def test_observed_is_the_index_of_the_study(study: Study) -> None:
 def test_runs_of_permutations_are_one_after_the_other(study: Study, tuned: Callable[..., None]) -> None:
     whole, steps = of_cka(study), []
     tuned(permutations_at_once=5)
-    in_runs = permutation_nulls.cka_nulls(
-        parts_of(study), KINDS, draw, memory=2**30, progress=lambda *done: steps.append(done)
-    )
+    in_runs = permutation_nulls.cka_nulls(parts_of(study), KINDS, draw, progress=lambda *done: steps.append(done))
     assert steps == sorted(steps)  # a run also reports while it is computed
     assert set(steps) == {(done, 6) for done in range(7)}  # permutations 0 to 4, 5 to 9, and the rest, of two kinds
     assert in_runs.keys() == whole.keys()
@@ -122,7 +121,7 @@ def test_blocks_of_models_give_what_the_whole_gives(study: Study) -> None:
         parts = parts_of(study, most)
         names = [pair.name for part in parts for pair in part.pairs]
         assert sorted(names) == sorted(pair.name for pair in study[0].pairs)
-        divided = permutation_nulls.cka_nulls(parts, KINDS, draw, memory=2**30)
+        divided = permutation_nulls.cka_nulls(parts, KINDS, draw)
         assert divided.keys() == whole.keys()
         for key, null in whole.items():
             np.testing.assert_allclose(divided[key].permuted, null.permuted, atol=1e-6)
@@ -133,7 +132,7 @@ def test_blocks_of_models_give_what_the_whole_gives(study: Study) -> None:
 
 def test_many_samples_are_cut_to_leading_components(study: Study, tuned: Callable[..., None]) -> None:
     whole = of_cka(study)
-    tuned(exact_samples=N - 1)
+    tuned(exact_samples=N - 1, permuted_entry=1e9)
     cut = of_cka(study)
     assert cut.keys() == whole.keys()
     moved = max(abs(cut[key].permuted - null.permuted).max() for key, null in whole.items())
@@ -144,9 +143,27 @@ def test_many_samples_are_cut_to_leading_components(study: Study, tuned: Callabl
         assert difference.max() <= 1 / (COUNT + 1) + 1e-12
 
 
+@pytest.mark.parametrize(("memory", "entry"), [(100, 1e9), (None, 0.0)])
+def test_layers_of_many_components_are_permuted_as_they_are(
+    study: Study, tuned: Callable[..., None], memory: int | None, entry: float
+) -> None:
+    """If cutting them takes more memory than allowed, or permuting components takes longer than Gram matrices."""
+    whole = of_cka(study)
+    tuned(exact_samples=N - 1, permuted_entry=entry, permuted_layer=0.0, permuted_pair=0.0)
+    (part,) = parts_of(study)
+    limited = dataclasses.replace(part, memory=memory)
+    assert limited.plain is part.kernels
+    unlimited = dataclasses.replace(part, memory=None)
+    values = permutation_nulls.cka_nulls([unlimited], [RAW], draw)
+    assert (unlimited.plain is part.kernels) == (memory is None)
+    if memory is None:
+        for key, null in values.items():
+            np.testing.assert_array_equal(null.permuted, whole[key].permuted)
+
+
 @pytest.mark.parametrize("exact", [N, N - 1])
 def test_values_do_not_depend_on_the_number_of_threads(study: Study, tuned: Callable[..., None], exact: int) -> None:
-    tuned(exact_samples=exact)
+    tuned(exact_samples=exact, permuted_entry=1e9)
     threads, nulls = torch.get_num_threads(), []
     try:
         for count in (1, 3):
@@ -176,7 +193,7 @@ def test_threads_gather_few_values_at_a_time(study: Study, monkeypatch: pytest.M
 def test_one_model_has_nothing_to_permute(study: Study) -> None:
     alone = Design(study[0].trained[:1], ())
     parts = permutation_nulls.reduced(study[2], alone, [Block(alone.members, alone.members)])
-    assert permutation_nulls.cka_nulls(parts, KINDS, draw, memory=2**30) == {}
+    assert permutation_nulls.cka_nulls(parts, KINDS, draw) == {}
 
 
 def test_statistics() -> None:
