@@ -6,6 +6,7 @@ from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 
 import torch
 from jaxtyping import Float32, Float64
@@ -214,7 +215,7 @@ def truncate_jointly(grams: Sequence[Gram], share: float = 0.9999, *, memory: fl
     truncated: list[Gram] = []
     for run in cut(len(grams), _AT_ONCE):
         truncated += map_layers(partial(truncate, share=share), grams[run], _IN_THREADS)
-        _check(_bytes_to_share(truncated), memory)
+        _check(bytes_to_share(grams[0].n, [gram.p for gram in truncated], truncated[0].dtype.itemsize), memory)
     place = float64_device(truncated[0].device)
 
     def scaled(gram: Gram) -> Float64[Tensor, "n r"]:
@@ -244,7 +245,9 @@ def _directions(widths: Sequence[int], layers: Iterable[Float64[Tensor, "n r"]])
     x: Tensor = next(layers := iter(layers))
     n, total = len(x), sum(widths)
     if total <= n:
-        X = torch.cat([x, *layers], 1)
+        X = x.new_empty(n, total)
+        for place, features in zip(X.split(list(widths), 1), chain([x], layers), strict=True):
+            place.copy_(features)
         K = X.T @ X
     else:  # one layer at a time, because all of them would take more memory than K
         K = x @ x.T
@@ -275,12 +278,12 @@ def _bytes_to_truncate(gram: Gram) -> int:
     return (6 if in_float32 else _DECOMPOSED) * m**2 * (torch.get_num_threads() if m <= _IN_THREADS else 1)
 
 
-def _bytes_to_share(truncated: Sequence[Gram]) -> int:
-    """Return the bytes that truncated layers take, and finding their shared directions."""
-    n, total = truncated[0].n, sum(gram.p for gram in truncated)
+def bytes_to_share(n: int, components: Sequence[int], itemsize: int) -> int:
+    """Return the bytes that layers truncated to so many components take, and finding their shared directions."""
+    total = sum(components)
     k = min(n, total)
-    widest = max(gram.p for gram in truncated)
-    return n * total * truncated[0].dtype.itemsize + _DECOMPOSED * k**2 + 24 * n * k + 16 * n * widest + 8 * k * total
+    together = 16 * n * k if total <= n else 0  # all layers side by side, and as many directions
+    return n * total * itemsize + _DECOMPOSED * k**2 + together + 16 * n * max(components) + 8 * k * total
 
 
 def _components_to_keep(values: Float64[Tensor, " m"], share: float) -> int:

@@ -9,19 +9,20 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
+from itertools import chain, combinations_with_replacement, product
 
 import numpy as np
 import torch
 from jaxtyping import Float64, Int64
 
-from repsim.engine.shared_directions import LowRankFeatures
+from repsim.engine.shared_directions import LowRankFeatures, bytes_to_share
 from repsim.engine.subsampling import padded_width
 from repsim.errors import TooLittleMemoryError
 from repsim.metrics.recipes.rows import cut
 from repsim.runtime import tuning
 from repsim.runtime.progress import Progress, counter, report_share
 from repsim.runtime.threads import map_in_threads
-from repsim.study.blocks import Block
+from repsim.study.blocks import Block, divide, even_size
 from repsim.study.design import Design, Pair
 from repsim.study.gram_passes import Kernels, permuted_values
 from repsim.study.indices import RAW
@@ -37,6 +38,8 @@ STATISTICS = ("index", "largest")
 """The mean along the best match, and the maximum over pairs of layers."""
 
 
+_USUAL_COMPONENTS = 128
+"""Leading components of a layer for which permutations are planned: of real networks they are 10 to 130."""
 _GATHERED = 2**21
 """Values of residual kernels that a thread gathers at once."""
 _KINDS = (RAW, "input")
@@ -150,11 +153,14 @@ class Reduced:
 
 
 def reduced(kernels: Kernels, design: Design, blocks: Sequence[Block], memory: int | None = None) -> list[Reduced]:
-    """Return the parts of a study whose pairs of trained models are permuted together: one for each block."""
+    """Return the parts of a study whose pairs of trained models are permuted together.
+
+    They are those of each block; of several smaller blocks if their leading components would take too much memory.
+    """
     order = {member.name: k for k, member in enumerate(design.members)}
     inputs = kernels.positions.get("input", np.zeros(0, int)).tolist()
     parts = []
-    for block in blocks:
+    for block in chain.from_iterable(_divided(block, kernels, memory) for block in blocks):
         pairs = [
             pair for pair in block.pairs(order)
             if pair.a.trained and pair.b.trained and len(kernels.positions[pair.a.name])
@@ -165,6 +171,30 @@ def reduced(kernels: Kernels, design: Design, blocks: Sequence[Block], memory: i
             layers = [k for name in names for k in kernels.positions[name].tolist()]
             parts.append(Reduced(design, pairs, kernels.select([*layers, *inputs]), memory))
     return parts
+
+
+def _divided(block: Block, kernels: Kernels, memory: int | None) -> list[Block]:
+    """Divide a block into blocks whose layers, cut to usual numbers of components, fit into the memory.
+
+    Groups of models are halved until they do, so that the division changes seldom when models are added to a study.
+    """
+    if memory is None or kernels.n <= tuning.current().exact_samples or kernels.reduced:
+        return [block]
+
+    def needed(part: Block) -> int:
+        trained = [member.name for member in part.members if member.trained]
+        layers = [kernels.grams[k] for name in trained for k in kernels.positions[name].tolist()]
+        components = [min(gram.p, kernels.n, _USUAL_COMPONENTS) for gram in layers]
+        return bytes_to_share(kernels.n, components, layers[0].dtype.itemsize) if layers else 0
+
+    most, count = max(len(block.rows), len(block.columns)), 1
+    while True:
+        sides = [divide(side, even_size(side, count)) for side in (block.rows, block.columns)]
+        pairs = combinations_with_replacement(sides[0], 2) if block.diagonal else product(*sides)
+        parts = [Block(*pair) for pair in pairs]
+        if count >= most or max(map(needed, parts)) <= memory:
+            return parts
+        count *= 2
 
 
 def cka_nulls(

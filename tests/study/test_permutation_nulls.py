@@ -161,6 +161,23 @@ def test_layers_of_many_components_are_permuted_as_they_are(
             np.testing.assert_array_equal(null.permuted, whole[key].permuted)
 
 
+def test_blocks_are_divided_until_their_components_fit(study: Study, tuned: Callable[..., None]) -> None:
+    tuned(exact_samples=N - 1, permuted_entry=1e9)
+    design, kernels = study[0], study[2]
+    (block,) = blocks(divide(design.members, 100))
+    whole = permutation_nulls.cka_nulls(permutation_nulls.reduced(kernels, design, [block]), [RAW], draw)
+    (part,) = permutation_nulls.reduced(kernels, design, [block], memory=2**30)
+    assert len(part.pairs) == len(design.pairs)
+    for memory in (2**14, 1):
+        parts = permutation_nulls.reduced(kernels, design, [block], memory)
+        assert len(parts) > 1
+        assert {pair.name for part in parts for pair in part.pairs} == {pair.name for pair in design.pairs}
+        assert sum(len(part.pairs) for part in parts) == len(design.pairs)
+        unlimited = [dataclasses.replace(part, memory=None) for part in parts]
+        for key, null in permutation_nulls.cka_nulls(unlimited, [RAW], draw).items():
+            np.testing.assert_allclose(null.permuted, whole[key].permuted, atol=1e-2)
+
+
 @pytest.mark.parametrize("exact", [N, N - 1])
 def test_values_do_not_depend_on_the_number_of_threads(study: Study, tuned: Callable[..., None], exact: int) -> None:
     tuned(exact_samples=exact, permuted_entry=1e9)
