@@ -18,9 +18,7 @@ from tests import shapes
 from tests.threads import torch_threads
 
 if not jaxtyping.config.jaxtyping_disable:  # with JAXTYPING_DISABLE=1, early versions are slow with a hook
-    jaxtyping.install_import_hook(
-        ["repsim.metrics", "repsim.engine.preparation", "repsim.stores.alignment"], "tests.shapes.checked"
-    )
+    shapes.install(["repsim.metrics", "repsim.engine.preparation", "repsim.stores.alignment"])
 
 Pictures = Callable[..., Path]
 

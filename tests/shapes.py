@@ -4,9 +4,10 @@ A check takes longer than most functions that it checks: without a limit, the ch
 of measures.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import wraps
+from types import FunctionType
 from typing import Any
 
 import jaxtyping
@@ -33,6 +34,25 @@ def checked(function: Callable[..., Any]) -> Callable[..., Any]:
         return check(*args, **kwargs)
 
     return counted
+
+
+def install(modules: Sequence[str]) -> None:
+    """Check the shapes in the signatures of these modules, which must not be imported yet.
+
+    Functions inside of functions are left out: a check is compiled whenever such a function is defined, and that takes
+    ten times as long as most of the calls in which it happens.
+    """
+    decorate = jaxtyping.jaxtyped
+
+    def decorator(*, typechecker: Any) -> Callable[[Any], Any]:
+        def decorated(thing: Any) -> Any:
+            is_local = isinstance(thing, FunctionType) and "<locals>" in thing.__qualname__
+            return thing if is_local else decorate(thing, typechecker=typechecker)
+
+        return decorated
+
+    vars(jaxtyping)["jaxtyped"] = decorator  # by this name the hook calls it
+    jaxtyping.install_import_hook(modules, "tests.shapes.checked")
 
 
 @contextmanager

@@ -111,6 +111,16 @@ def test_the_promises_name_tests_that_exist() -> None:
         assert all((ROOT / name).exists() for name in named), row
 
 
+def test_every_declared_version_of_python_is_tested() -> None:
+    text = (ROOT / ".github/workflows/tests.yml").read_text()
+    workflow = yaml.safe_load(text)
+    declared = [text.rpartition(" ")[2] for text in PROJECT["classifiers"] if re.search(r":: 3\.\d+$", text)]
+    assert workflow["jobs"]["quick"]["strategy"]["matrix"]["python"] == declared
+    assert workflow["permissions"] == {"contents": "read"}
+    for script in re.findall(r"(?:scripts|\.ci)/[\w/]+", text):
+        assert (ROOT / script).exists(), script
+
+
 def test_an_upload_needs_a_tag_and_no_password() -> None:
     text = (ROOT / ".github/workflows/release.yml").read_text()
     workflow = yaml.safe_load(text)

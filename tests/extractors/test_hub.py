@@ -27,7 +27,6 @@ from torchvision import models
 from repsim.errors import WeightsError
 from repsim.extractors import torchvision_models
 from repsim.extractors.weights import fingerprint, load_model
-from tests.small_transformers import make_folder
 
 
 def make_model(name: str = "test_resnet", seed: int = 7) -> Any:
@@ -247,6 +246,8 @@ for model in sys.argv[1:]:
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """Return the files of a small transformer on the hub; only the branch v1 is named, all others go by the commit."""
+    from tests.small_transformers import make_folder  # noqa: PLC0415 - the other tests need no transformers
+
     folder = make_folder(tmp_path_factory.mktemp("repository") / "bert", "bert")
     files = {f"/me/tiny/resolve/{COMMIT}/{path.name}": path.read_bytes() for path in folder.iterdir()}
     return {**files, "/me/tiny/resolve/v1/config.json": (folder / "config.json").read_bytes()}

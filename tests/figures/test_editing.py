@@ -3,7 +3,7 @@
 import logging
 import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +57,14 @@ OTHERS: dict[str, Callable[..., Any]] = {
 }
 PAGES = {"plot_grid"}
 """Figures with the width of a page."""
+QUICK = {"heatmap", "plot_layers_by_step", "plot_pairs", "plot_map", "plot_trajectories"}
+"""Figures of different kinds, which quick tests draw; the others are drawn in slow tests."""
+
+
+def drawn_in_turn(names: Iterable[str]) -> pytest.MarkDecorator:
+    """Parametrise a test with names of figures, of which only a few are quick."""
+    slow = pytest.mark.slow
+    return pytest.mark.parametrize("name", [pytest.param(name, marks=() if name in QUICK else slow) for name in names])
 
 
 @pytest.fixture(autouse=True)
@@ -105,7 +113,7 @@ def width_of(path: Path) -> float:
 # Widths and styles
 
 
-@pytest.mark.parametrize("name", [*IMAGES, *OTHERS])
+@drawn_in_turn([*IMAGES, *OTHERS])
 def test_every_figure_is_as_wide_as_a_column_of_its_style_and_cuts_nothing_off(name: str, tmp_path: Path) -> None:
     style = STYLES["nature"]
     drawn = figure_of((IMAGES | OTHERS)[name](style="nature"))
@@ -122,7 +130,7 @@ def test_every_format_is_as_wide_as_the_figure(suffix: str, tmp_path: Path) -> N
     assert width_of(path) == pytest.approx(3.5, abs=1 / 300)
 
 
-@pytest.mark.parametrize(("style", "column"), [("neurips", 5.5), ("talk", 6.0)])
+@pytest.mark.parametrize(("style", "column"), [("neurips", 5.5), pytest.param("talk", 6.0, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", ["heatmap", "plot_pairs", "plot_map"])
 def test_styles_set_widths_and_sizes_for_one_figure_only(name: str, style: Any, column: float) -> None:
     before = dict(mpl.rcParams)
@@ -174,7 +182,7 @@ def test_a_style_sheet_with_a_dark_background_hides_nothing() -> None:
 # Changes afterwards
 
 
-@pytest.mark.parametrize("name", [name for name in [*IMAGES, *OTHERS] if name not in {"figure", "plot_grid"}])
+@drawn_in_turn(name for name in [*IMAGES, *OTHERS] if name not in {"figure", "plot_grid"})
 def test_a_title_that_is_set_later_has_its_room(name: str, tmp_path: Path) -> None:
     ax = (IMAGES | OTHERS)[name]()
     drawn = figure_of(ax)
@@ -240,7 +248,7 @@ def test_panels_of_a_grid_share_limits_that_are_set_later() -> None:
 
 
 @pytest.mark.parametrize("size", [(3.5, 2.0), (7.0, 3.2), (3.3, 2.6)])
-@pytest.mark.parametrize("rows", [5, 40])
+@pytest.mark.parametrize("rows", [5, pytest.param(40, marks=pytest.mark.slow)])
 def test_labels_are_not_cut_off_on_axes_of_the_user(size: tuple[float, float], rows: int) -> None:
     drawn = Figure(figsize=size, layout="constrained")
     FigureCanvasAgg(drawn)
@@ -252,7 +260,7 @@ def test_labels_are_not_cut_off_on_axes_of_the_user(size: tuple[float, float], r
 # Keywords
 
 
-@pytest.mark.parametrize("name", list(IMAGES))
+@drawn_in_turn(IMAGES)
 def test_every_image_takes_the_keywords_of_images(name: str) -> None:
     drawn = figure_of(
         IMAGES[name](cmap="viridis", vmin=0.1, vmax=0.4, annotate=".1f", title="A title", im_kw={"alpha": 0.9})

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 import torch
+from torch.autograd.gradcheck import GradcheckError
 
 from repsim.errors import UndefinedValueError
 from repsim.metrics.base import Array, Metric
@@ -19,7 +20,7 @@ from repsim.metrics.recipes.subspace import Subspace
 from repsim.testing import MetricContract
 from tests.metrics import references
 
-BITES = (AssertionError, pytest.fail.Exception)
+BITES = (AssertionError, pytest.fail.Exception, GradcheckError)
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,15 @@ class TooLarge(SVCCA):
 
     def pair(self, a: Subspace, b: Subspace) -> float:
         return 1.5 * super().pair(a, b)
+
+
+@dataclass(frozen=True)
+class TooSteep(CKA):
+    """Has the right value, and a gradient that is one per cent too large."""
+
+    def with_gradient(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        value = super().with_gradient(x, y)
+        return value + 0.01 * (value - value.detach())
 
 
 class _NeverUndefined(CentredGram):
@@ -182,6 +192,7 @@ class Contract(MetricContract):
         (Clipped(), "test_agrees_with_the_reference", (40, 6, 6)),
         (TooLarge(), "test_values_are_within_bounds", (40,)),
         (TooLarge(), "test_a_layer_is_like_itself", (40,)),
+        (TooSteep(), "test_gradient", (10, 3, 4)),
         (Swallowed(), "test_a_constant_layer_is_undefined", ()),
         (Careless(), "test_nothing_is_changed_in_passing", ()),
         (Ordered(), "test_order_of_samples_does_not_matter", ()),

@@ -615,6 +615,7 @@ def test_inspect_shows_notes_that_are_no_json(folder: Path, tmp_path: Path) -> N
 
 
 def test_bounds_that_are_infinite_are_null_in_json(folder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("gudhi")
     stores = [folder / "family0.seed0.h5", folder / "family1.seed0.h5"]
     save_result(repsim.compare(stores[0], stores[1], ["rtd"]), tmp_path / "r.nc")
     outcome = run("export", tmp_path / "r.nc", "-o", tmp_path / "r.json")
