@@ -9,7 +9,7 @@ objects (`Argument`, `Function`). ``str`` writes them as Python does, the comman
 import difflib
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -305,11 +305,22 @@ class ImageError(SampleError):
 
 
 class OtherProcessError(RepsimError, ConnectionError):
-    """Another process of the same run has ended; ``first`` is whether this is the first process, which reports it."""
+    """Another process of the same run has ended.
 
-    def __init__(self, *, first: bool) -> None:
-        self.first = first
-        super().__init__("another process of this run has ended; its own message, if any, gives the reason")
+    ``first`` is whether this process reports the error. ``ended`` has the ranks of processes that ended before they met
+    the others, if they are known.
+    """
+
+    def __init__(self, *, first: bool, ended: Sequence[int] = ()) -> None:
+        self.first, self.ended = first, tuple(ended)
+        if not ended:
+            super().__init__("another process of this run has ended; its own message, if any, gives the reason")
+            return
+        named = f"process{'es' if len(ended) > 1 else ''} {', '.join(map(str, ended))}"
+        super().__init__(
+            f"{named} of this run ended before meeting the others, which need {'them' if len(ended) > 1 else 'it'}",
+            remedy=Remedy("make the same call in every process"),
+        )
 
 
 class UnequalProcessesError(RepsimError, ValueError):
