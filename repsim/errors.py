@@ -194,21 +194,30 @@ _MOST_KNOWN, _MOST_LOOKED_UP = 12, 500
 class UnknownNameError(RepsimError, LookupError):
     """Name that is not registered; ``candidates`` are the most similar registered names, ignoring case.
 
+    The message has these or, if there are none, some of the registered names; with ``listed`` both.
+
     >>> print(UnknownNameError("metric", "ckaa", ["cka", "rsa"], where="study.yaml, line 3"))
     unknown metric 'ckaa'; did you mean cka? (study.yaml, line 3)
     """
 
     def __init__(
-        self, kind: str, name: str, names: Iterable[str], *, where: str = "", remedy: Remedy | None = None
+        self,
+        kind: str,
+        name: str,
+        names: Iterable[str],
+        *,
+        where: str = "",
+        remedy: Remedy | None = None,
+        listed: bool = False,
     ) -> None:
-        names = list(names)
+        names = list(dict.fromkeys(names))
         self.kind, self.name, self.candidates = kind, name, nearest(name, names)
         message = f"unknown {kind} {name!r}"
         if self.candidates:
             message += f"; did you mean {' or '.join(self.candidates)}?"
-        elif 0 < len(names) <= _MOST_LOOKED_UP:
+        if names and (listed or (not self.candidates and len(names) <= _MOST_LOOKED_UP)):
             more = f" and {len(names) - _MOST_KNOWN} more" if len(names) > _MOST_KNOWN else ""
-            message += f"; known: {', '.join(names[:_MOST_KNOWN])}{more}"
+            message += f"{'' if self.candidates else ';'} known: {', '.join(names[:_MOST_KNOWN])}{more}"
         super().__init__(f"{message} ({where})" if where else message, remedy=remedy)
 
 
