@@ -29,8 +29,8 @@ def ended_processes() -> frozenset[int]:
         return frozenset()
     alive = {int(environment["RANK"]) for environment in environments if _is_of_run(environment)}
     rank, local = int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"])
-    here = range(rank - local, rank - local + int(os.environ["LOCAL_WORLD_SIZE"]))
-    return frozenset(here) - alive if rank in alive else frozenset()
+    of_machine = range(rank - local, rank - local + int(os.environ["LOCAL_WORLD_SIZE"]))
+    return frozenset(of_machine) - alive if rank in alive else frozenset()
 
 
 def _is_of_run(environment: Mapping[str, str]) -> bool:

@@ -236,11 +236,13 @@ def test_groups_of_a_comparison(models: dict[str, dict[str, Array]], tmp_path: P
 
 def test_numbers_and_truth_values_of_numpy_are_levels(models: dict[str, dict[str, Array]]) -> None:
     x, y = (next(iter(models[name].values())) for name in "ab")
+    same: Any
     for same in (True, np.bool_(True), np.float64(0.95)):
         assert repsim.similarity(x, y, interval=same) == repsim.similarity(x, y, interval=0.95)
         ends = repsim.compare(models["a"], models["b"], interval=same)["cka.low"]
         assert ends.identical(repsim.compare(models["a"], models["b"], interval=0.95)["cka.low"])
-    assert isinstance(repsim.similarity(x, y, interval=np.bool_(False)), float)
+    none: Any = np.bool_(False)
+    assert isinstance(repsim.similarity(x, y, interval=none), float)
     with pytest.raises(InvalidArgumentError, match="interval is a number between 0 and 1"):
         repsim.similarity(x, y, interval=np.float64(1))
 
