@@ -9,7 +9,7 @@ objects (`Argument`, `Function`). ``str`` writes them as Python does, the comman
 import difflib
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -194,21 +194,30 @@ _MOST_KNOWN, _MOST_LOOKED_UP = 12, 500
 class UnknownNameError(RepsimError, LookupError):
     """Name that is not registered; ``candidates`` are the most similar registered names, ignoring case.
 
+    The message has these or, if there are none, some of the registered names; with ``listed`` both.
+
     >>> print(UnknownNameError("metric", "ckaa", ["cka", "rsa"], where="study.yaml, line 3"))
     unknown metric 'ckaa'; did you mean cka? (study.yaml, line 3)
     """
 
     def __init__(
-        self, kind: str, name: str, names: Iterable[str], *, where: str = "", remedy: Remedy | None = None
+        self,
+        kind: str,
+        name: str,
+        names: Iterable[str],
+        *,
+        where: str = "",
+        remedy: Remedy | None = None,
+        listed: bool = False,
     ) -> None:
-        names = list(names)
+        names = list(dict.fromkeys(names))
         self.kind, self.name, self.candidates = kind, name, nearest(name, names)
         message = f"unknown {kind} {name!r}"
         if self.candidates:
             message += f"; did you mean {' or '.join(self.candidates)}?"
-        elif 0 < len(names) <= _MOST_LOOKED_UP:
+        if names and (listed or (not self.candidates and len(names) <= _MOST_LOOKED_UP)):
             more = f" and {len(names) - _MOST_KNOWN} more" if len(names) > _MOST_KNOWN else ""
-            message += f"; known: {', '.join(names[:_MOST_KNOWN])}{more}"
+            message += f"{'' if self.candidates else ';'} known: {', '.join(names[:_MOST_KNOWN])}{more}"
         super().__init__(f"{message} ({where})" if where else message, remedy=remedy)
 
 
@@ -305,11 +314,22 @@ class ImageError(SampleError):
 
 
 class OtherProcessError(RepsimError, ConnectionError):
-    """Another process of the same run has ended; ``first`` is whether this is the first process, which reports it."""
+    """Another process of the same run has ended.
 
-    def __init__(self, *, first: bool) -> None:
-        self.first = first
-        super().__init__("another process of this run has ended; its own message, if any, gives the reason")
+    ``first`` is whether this process reports the error. ``ended`` has the ranks of processes that ended before they met
+    the others, if they are known.
+    """
+
+    def __init__(self, *, first: bool, ended: Sequence[int] = ()) -> None:
+        self.first, self.ended = first, tuple(ended)
+        if not ended:
+            super().__init__("another process of this run has ended; its own message, if any, gives the reason")
+            return
+        named = f"process{'es' if len(ended) > 1 else ''} {', '.join(map(str, ended))}"
+        super().__init__(
+            f"{named} of this run ended before meeting the others, which need {'them' if len(ended) > 1 else 'it'}",
+            remedy=Remedy("make the same call in every process"),
+        )
 
 
 class UnequalProcessesError(RepsimError, ValueError):

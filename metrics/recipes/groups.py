@@ -121,9 +121,9 @@ class Groups:
             rest = f" without the group {self.name(without)}"
         count, n = int((sizes > 0).sum()), int(sizes.sum())
         if count < LEAST:
+            groups = f"{count} group{rest} is" if count == 1 else f"{count} groups{rest} are"
             raise InvalidInputError(
-                f"{count} groups{rest} are too few: samples of one group are not independent, and at least {LEAST} "
-                "groups are needed"
+                f"{groups} too few: samples of one group are not independent, and at least {LEAST} groups are needed"
             )
         largest = int(sizes.argmax())
         if 2 * int(sizes[largest]) >= n:
@@ -134,6 +134,10 @@ class Groups:
 
     def check_left_out(self) -> None:
         """Raise `InvalidInputError` if the groups cannot be left out one by one."""
+        if self.count == LEAST:
+            raise InvalidInputError(
+                f"{self.count} groups are too few: each of them is left out once, so at least {LEAST + 1} are needed"
+            )
         for without in self.sizes.argsort(descending=True, stable=True)[:2].tolist():
             self.check(without)
 

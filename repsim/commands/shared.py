@@ -10,7 +10,7 @@ import click
 
 from repsim.runtime.visible_text import visible
 
-PATH = click.Path(path_type=Path)
+PATH = click.Path(path_type=Path, readable=False)  # a path that cannot be read is refused in one line when it is used
 DEVICE = click.option(
     "--device", default="auto", show_default=True, help="auto (cuda, then mps, then cpu), or a torch device."
 )

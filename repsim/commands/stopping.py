@@ -50,7 +50,8 @@ class StoppableGroup(click.Group):
             self._stop(signum, getattr(stop, "__notes__", []))
         except Exception as error:
             signum = interrupts.pending_signal() or 0
-            user_error = isinstance(error, RepsimError) and not isinstance(error, OtherProcessError)
+            ended = isinstance(error, OtherProcessError) and not error.ended  # and torchrun sent the signal for it
+            user_error = isinstance(error, RepsimError) and not ended
             if not signum or user_error:
                 interrupts.wait_for_end()
                 raise

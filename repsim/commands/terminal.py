@@ -253,17 +253,20 @@ def print_result(result: "xr.Dataset", *, full: bool = False, path: Path | None 
     What is longer than a screen is printed in full only if asked for: otherwise some rows of every table, evenly
     spaced, of as many measures as fit, and how to get the others.
     """
-    from repsim.results.summary import closest
+    from repsim.results.summary import closest, notes
 
     tables = [closest(variable) for variable in result.data_vars.values()]
     texts = [_drawn(table) for table in tables]
-    if full or sum(text.count("\n") for text in texts) <= SCREEN:
+    if full or _count_lines(texts) <= SCREEN:
         click.echo("".join(texts), nl=False)
         return
-    count = min(len(tables), SCREEN // (_FEWEST_ROWS + _AROUND))
-    rows = max(_FEWEST_ROWS, SCREEN // count - _AROUND)
-    for table in tables[:count]:
-        print_table(table.thinned(rows))
+    room = SCREEN - _count_lines(notes(result)) - _HINT
+    for count in range(min(len(tables), max(1, room // (_FEWEST_ROWS + _AROUND))), 0, -1):
+        rows = max(_FEWEST_ROWS, room // count - _AROUND)
+        texts = [_drawn(table.thinned(rows)) for table in tables[:count]]
+        if _count_lines(texts) <= room:  # long titles take several lines
+            break
+    click.echo("".join(texts), nl=False)
     others = len(tables) - count
     more = f" and {others} more measure{'s' * (others > 1)}" if others else ""
     echo(f"all rows{more}: {_how_to_print_all(path)}")

@@ -186,20 +186,21 @@ class _LeftOut:
             raise UndefinedValueError(f"no interval: {metric.spec} is undefined without one of the {unit}")
 
 
-def level_of(interval: float | bool | None) -> float | None:
+def level_of(interval: float | bool | np.bool_ | None) -> float | None:
     """Return the level of an interval: 0.95 for True; None for False and None, which ask for no interval.
 
-    >>> level_of(True), level_of(0.9), level_of(False)
-    (0.95, 0.9, None)
+    >>> level_of(True), level_of(0.9), level_of(np.bool_(False)), level_of(np.float64(0.9))
+    (0.95, 0.9, None, 0.9)
     """
-    if interval is None or interval is False:
+    if interval is None:
         return None
-    if interval is not True:
-        check_level(interval, "interval")
-    return LEVEL if interval is True else float(interval)
+    if isinstance(interval, bool | np.bool_):
+        return LEVEL if interval else None
+    check_level(interval, "interval")
+    return float(interval)
 
 
 def check_level(level: float, name: str = "level") -> None:
     """Raise `InvalidArgumentError` if a level is not a number between 0 and 1."""
-    if isinstance(level, bool) or not isinstance(level, int | float | np.number) or not 0 < level < 1:
+    if isinstance(level, bool | np.bool_) or not isinstance(level, int | float | np.number) or not 0 < level < 1:
         raise InvalidArgumentError(name, "a number between 0 and 1, such as 0.95", level)

@@ -63,6 +63,8 @@ _PENDING_BATCHES = 4
 """Largest number of batches that wait to be written: a buffer for delays of the disk."""
 _FLOAT16_INTEGERS = 2**11
 """Largest number of consecutive integers from 0 that float16 holds exactly."""
+_COMMON_SAMPLES = 100
+"""Number of samples that every process reads, to compare its copy of the data with those of the others."""
 _RELEASE_SECONDS = 1.0
 """Time in seconds between two calls that return free memory to the operating system."""
 
@@ -155,7 +157,10 @@ def choose_samples(
     rows = choose(len(source), limit)
     if not check and not skip_bad:
         return Samples(source, rows)
-    parts = me.gather(examine(source, rows[me.part(len(rows))], cores(), progress, skip_bad=skip_bad))
+    own = examine(source, rows[me.part(len(rows))], cores(), progress, skip_bad=skip_bad)
+    parts = me.gather(own)
+    if me.world > 1:
+        me.agree({"contents of the samples": _copy_of(source, rows, own[0], skip_bad=skip_bad)})
     contents = {row: content for part_contents, _ in parts for row, content in part_contents.items()}
     bad = {row: why for _, part_bad in parts for row, why in part_bad.items()}
     rows = [row for row in rows if row in contents]
@@ -165,6 +170,21 @@ def choose_samples(
             f"none of the {len(bad)} {source.noun} of {source.name} can be read; the first: {next(iter(bad.values()))}"
         )
     return Samples(source, rows, {source.ids[row]: why for row, why in bad.items()}, contents)
+
+
+def _copy_of(
+    source: SampleSource, rows: list[int], own: Mapping[int, Content], *, skip_bad: bool
+) -> tuple[str, list[bytes | None]]:
+    """Return the names and sizes of all samples, and the hashes of some that all processes read.
+
+    Nodes may have copies of the data of their own. To read all of them on every node would take as long as the
+    extraction; copies that differ on purpose differ in many samples.
+    """
+    count = min(_COMMON_SAMPLES, len(rows))
+    common = [rows[k] for k in choose(len(rows), count)] if source.indexable else rows[:count]  # others are streams
+    others, _ = examine(source, [row for row in common if row not in own], cores(), skip_bad=skip_bad)
+    contents = {**others, **own}
+    return source.fingerprint(rows), [contents[row].digest if row in contents else None for row in common]
 
 
 def choose_stream(

@@ -425,7 +425,7 @@ def namer(labels: Mapping[str, str] | None, names: Iterable[object], what: str) 
     texts, originals = dict(labels or {}), list(dict.fromkeys(map(str, names)))
     for name in texts:
         if name not in originals:
-            raise UnknownNameError(what, name, originals)
+            raise UnknownNameError(what, name, originals, listed=True)
     return lambda name: escape_text(texts.get(str(name), name))
 
 
@@ -455,7 +455,7 @@ def arrange(order: str | Sequence[str] | None, names: Sequence[str], values: Seq
         return [int(k) for k in np.argsort(-numbers, kind="stable")]
     for name in order:
         if name not in names:
-            raise UnknownNameError(what, name, list(names))
+            raise UnknownNameError(what, name, names, listed=True)
     return [list(names).index(name) for name in order]
 
 

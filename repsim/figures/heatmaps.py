@@ -294,7 +294,7 @@ def arranged(
     shown = namer(labels, names, "layer or model of this figure")
     for name in order or ():
         if name not in names:
-            raise UnknownNameError("layer of this figure", name, list(dict.fromkeys(names)))
+            raise UnknownNameError("layer of this figure", name, names, listed=True)
     arranged = []
     for da in panels:
         if order is not None:

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from uuid import uuid4
 
 from repsim.errors import Argument, OutputError, Remedy, reason
 from repsim.runtime import interrupts
@@ -21,13 +22,21 @@ except ImportError:  # without fcntl (Windows), a second writer is not detected
 
 NO_LINK = getattr(os, "O_NOFOLLOW", 0)
 """Flag of `os.open` that refuses a link: somebody else may have put one in the place of a temporary file."""
-_LOCKS: dict[Path, tuple[int, int]] = {}
-"""Lock files that this process holds, each with the process id and the thread id of its owner."""
+_LOCKS: dict[Path, tuple[tuple[int, int], bool]] = {}
+"""Lock files that this process holds: the process id and the thread id of the owner, and whether the lock holds."""
 
 
 def partial_path(path: Path) -> Path:
     """Return the temporary path under which a file is written until it is complete."""
     return path.with_name(path.name + ".partial")
+
+
+def _temporary(path: Path, *, alone: bool) -> Path:
+    """Return the temporary path of a process that is alone with ``path`` by a lock, or one that no other process has.
+
+    A name that is always the same is better: the next process replaces what a killed one left.
+    """
+    return partial_path(path) if alone else partial_path(path.with_name(f"{path.name}.{uuid4().hex[:8]}"))
 
 
 def expand_home(path: Path) -> Path:
@@ -61,20 +70,30 @@ def check_output(path: Path, *, overwrite: bool) -> None:
         raise OutputError(f"cannot write into the folder {path.parent}: permission denied, or a read-only file system")
 
 
-def lock(file: int, path: Path) -> None:
-    """Lock an open file until it is closed; raise `OutputError` if another process has locked it."""
-    if fcntl is not None:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise OutputError(f"another process is writing {path}; wait until it is done") from None
-        except OSError:
-            pass  # the file system has no locks
+def lock(file: int, path: Path) -> bool:
+    """Lock an open file until it is closed; raise `OutputError` if another process has locked it.
+
+    Returns
+    -------
+    bool
+        Whether the lock holds: some file systems have no locks.
+    """
+    if fcntl is None:
+        return False
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise OutputError(f"another process is writing {path}; wait until it is done") from None
+    except OSError:
+        return False
+    return True
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
+def locked(path: Path) -> Iterator[bool]:
     """Lock ``path`` against other processes during the block; raise `OutputError` if another process holds the lock.
+
+    Yields whether the lock holds, as some file systems have no locks.
 
     The same thread may lock the path again inside the block. The lock is on a separate file, ``.NAME.lock``, because
     HDF5 locks the files that it writes. The lock of a killed process is released by the operating system; the next
@@ -82,8 +101,8 @@ def locked(path: Path) -> Iterator[None]:
     """
     lock_path = path.parent.resolve() / f".{path.name}.lock"
     owner = os.getpid(), threading.get_ident()
-    if _LOCKS.get(lock_path) == owner:
-        yield
+    if (earlier := _LOCKS.get(lock_path)) is not None and earlier[0] == owner:
+        yield earlier[1]
         return
 
     def remove() -> None:
@@ -96,7 +115,7 @@ def locked(path: Path) -> Iterator[None]:
         except OSError as error:
             raise OutputError(f"cannot write {path}: {reason(error)}") from None
         try:
-            lock(file, path)
+            holds = lock(file, path)
             with suppress(FileNotFoundError):
                 if os.path.samestat(os.fstat(file), lock_path.stat()):
                     break
@@ -105,9 +124,9 @@ def locked(path: Path) -> Iterator[None]:
             raise
         os.close(file)  # its previous owner has just removed it
     try:
-        _LOCKS[lock_path] = owner
+        _LOCKS[lock_path] = owner, holds
         with interrupts.cleaned_up(remove):
-            yield
+            yield holds
     finally:
         _LOCKS.pop(lock_path, None)
         remove()
@@ -119,13 +138,13 @@ def replacing(path: Path, *, overwrite: bool) -> Iterator[Path]:
     """Yield a temporary path to write to, and rename it to ``path`` if the block ends without an exception."""
     interrupts.check()
     check_output(path, overwrite=overwrite)
-    partial = partial_path(path)
 
     def remove() -> None:
         with suppress(OSError):  # an earlier exception is more useful
             partial.unlink()
 
-    with locked(path), interrupts.cleaned_up(remove):
+    with locked(path) as holds, interrupts.cleaned_up(remove):
+        partial = _temporary(path, alone=holds)
         check_output(path, overwrite=overwrite)  # another process may have written it in the meantime
         remove()  # what a killed process left, or a link to another file
         try:
@@ -145,7 +164,6 @@ def replacing(path: Path, *, overwrite: bool) -> Iterator[Path]:
 def replacing_folder(path: Path, *, overwrite: bool) -> Iterator[Path]:
     """Yield the path of a new folder to write to, and rename it to ``path`` if the block ends without an exception."""
     interrupts.check()
-    partial = partial_path(path)
 
     def check() -> None:
         if path.is_dir():
@@ -164,7 +182,8 @@ def replacing_folder(path: Path, *, overwrite: bool) -> Iterator[Path]:
             partial.unlink()
 
     check()
-    with locked(path), interrupts.cleaned_up(remove):
+    with locked(path) as holds, interrupts.cleaned_up(remove):
+        partial = _temporary(path, alone=holds)
         check()  # another process may have written it in the meantime
         remove()  # what a killed process left
         try:

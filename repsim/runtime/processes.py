@@ -4,7 +4,7 @@ import hashlib
 import os
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -14,8 +14,16 @@ import torch.distributed as dist
 from torch import Tensor
 
 from repsim.errors import OtherProcessError, UnequalProcessesError
+from repsim.runtime import interrupts
+from repsim.runtime.ended_processes import ended_processes
 
 T = TypeVar("T")
+_START_SECONDS = 10.0
+"""Seconds that torchrun may take to start all processes of a machine, of which none counts as ended before."""
+_PAUSE_SECONDS = 0.05
+"""Seconds between two looks at what the other processes have written."""
+_LATER_SECONDS = 3.0
+"""Seconds by which the other processes raise the error later than the one that reports it."""
 _PATIENCE = timedelta(days=30)
 """Timeout of the process group. It may be long, because torchrun ends all processes when one dies."""
 
@@ -103,28 +111,56 @@ class Ranks:
 ALONE = Ranks()
 
 
-def _attempt(store: Any, rank: int, world: int) -> str:
-    """Agree with the other processes on a name for this attempt of the run, which no earlier attempt has had.
+class _Meeting:
+    """Store of torchrun, through which the processes meet; waiting ends when one of them is known to have ended."""
 
-    When a process dies, torchrun starts all of them again, and its store still holds the addresses of the earlier
-    processes; without a separate prefix the new ones would try to connect to those (pytorch#135712). The restart count
-    cannot serve as a name, because every machine counts its own restarts. So the first process draws a name, and every
-    other process waits until the first has confirmed that it read this name.
-    """
-    token = uuid4().hex
-    if rank == 0:
-        store.set("repsim", token)
-        tokens = (store.get(f"repsim/{token}/{k}").decode() for k in range(1, world))
-        store.set(f"repsim/{token}", " ".join(tokens))
-        return token
-    while True:
-        name: str = store.get("repsim").decode()
-        store.set(f"repsim/{name}/{rank}", token)
-        with suppress(dist.DistStoreError):  # not confirmed yet
-            store.wait([f"repsim/{name}"], timedelta(seconds=1))
-            if token in store.get(f"repsim/{name}").decode():
+    def __init__(self, store: Any, rank: int, world: int) -> None:
+        self.store, self.rank, self.world = store, rank, world
+        self.begun = time.monotonic()
+        self.ended = f"repsim/ended/{os.environ.get('TORCHELASTIC_RESTART_COUNT')}"
+
+    def attempt(self) -> str:
+        """Agree with the other processes on a name for this attempt of the run, which no earlier attempt has had.
+
+        When a process dies, torchrun starts all of them again, and its store may still hold the addresses of the
+        earlier processes; without a separate prefix the new ones would try to connect to those (pytorch#135712). The
+        restart count cannot serve as a name, because every machine counts its own restarts. So the first process draws
+        a name, and every other process waits until the first has confirmed that it read this name.
+        """
+        store, token = self.store, uuid4().hex
+        if self.rank == 0:
+            store.set("repsim", token)
+            tokens = []
+            for other in range(1, self.world):
+                self.wait(key := f"repsim/{token}/{other}")
+                tokens.append(store.get(key).decode())
+            store.set(f"repsim/{token}", " ".join(tokens))
+            return token
+        while True:
+            self.wait("repsim")
+            name: str = store.get("repsim").decode()
+            store.set(f"repsim/{name}/{self.rank}", token)
+            if store.check([f"repsim/{name}"]) and token in store.get(f"repsim/{name}").decode():
                 return name
-        time.sleep(0.05)  # the name is that of an earlier attempt
+            self.check()  # not confirmed yet, or the name is that of an earlier attempt
+
+    def wait(self, key: str) -> None:
+        """Wait until the store has a key; its own `wait` would print a warning every second."""
+        while not self.store.check([key]):
+            self.check()
+
+    def check(self) -> None:
+        """Pause; raise `OtherProcessError` if a process has ended, which those of its machine or of others noticed."""
+        time.sleep(_PAUSE_SECONDS)
+        if time.monotonic() > self.begun + _START_SECONDS and (ended := ended_processes()):
+            self.store.set(self.ended, " ".join(map(str, sorted(ended))))
+        if self.store.check([self.ended]):
+            ranks = [int(rank) for rank in self.store.get(self.ended).decode().split()]
+            first = self.rank == min(set(range(self.world)).difference(ranks))
+            if not first:  # torchrun stops the others as soon as one ends, also the one that reports this
+                time.sleep(_LATER_SECONDS)
+            raise OtherProcessError(first=first, ended=ranks)
+        interrupts.check()
 
 
 @contextmanager
@@ -143,9 +179,15 @@ def ranks() -> Iterator[Ranks]:
     from torch.distributed.distributed_c10d import PrefixStore  # noqa: PLC0415 - not in every build of torch
     from torch.distributed.rendezvous import rendezvous  # noqa: PLC0415
 
-    store, rank, world = next(rendezvous("env://", timeout=_PATIENCE))
-    store = PrefixStore(_attempt(store, rank, world), store)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=world, timeout=_PATIENCE)
+    first = os.environ["RANK"] == "0"
+    try:
+        store, rank, world = next(rendezvous("env://", timeout=_PATIENCE))
+        store = PrefixStore(_Meeting(store, rank, world).attempt(), store)
+        dist.init_process_group("gloo", store=store, rank=rank, world_size=world, timeout=_PATIENCE)
+    except OtherProcessError:
+        raise
+    except RuntimeError:  # the process that held the store is gone
+        raise OtherProcessError(first=first) from None
     try:
         yield Ranks(dist.get_rank(), dist.get_world_size())
     finally:

@@ -25,14 +25,25 @@ class Table:
     """Indices of rows that end a section."""
 
     def thinned(self, most: int) -> "Table":
-        """Return the table with at most this many rows, evenly spaced, with the first and the last; its title says so.
+        """Return the table with at most this many rows, with the first and the last; its title says so.
+
+        The rows of a list are evenly spaced. Of sections, which are the two ends of a longer list, as many of the first
+        and of the last rows are shown, so that no row may be of either end.
 
         >>> Table("all", ("k",), (("0",), ("1",), ("2",))).thinned(2)
         Table(title='all; 2 of 3 rows', heads=('k',), rows=(('0',), ('2',)), ends=frozenset())
+        >>> both = Table("both ends", ("k",), (("0",), ("1",), ("8",), ("9",)), frozenset({1})).thinned(3)
+        >>> both.title, both.rows, both.ends
+        ('both ends; of these the first and the last', (('0',), ('9',)), frozenset({0}))
         """
         count = len(self.rows)
         if count <= most:
             return self
+        if self.ends:
+            half = max(1, most // 2)
+            which = f"the first {half} and the last {half}" if half > 1 else "the first and the last"
+            rows = (*self.rows[:half], *self.rows[-half:])
+            return Table(f"{self.title}; of these {which}", self.heads, rows, frozenset({half - 1}))
         rows = tuple(self.rows[round(k * (count - 1) / max(1, most - 1))] for k in range(most))
         return Table(f"{self.title}; {most} of {count} rows", self.heads, rows)
 

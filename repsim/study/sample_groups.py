@@ -42,7 +42,8 @@ def groups_of(
     """
     chosen = common_groups_of(stores, groups, view)
     if chosen is not None and chosen.count < _FEWEST:
+        groups = "1 group is" if chosen.count == 1 else f"{chosen.count} groups are"
         raise InvalidInputError(
-            f"{chosen.count} groups are too few for a study, which divides them into halves: it needs {_FEWEST} or more"
+            f"{groups} too few for a study, which divides them into halves: it needs {_FEWEST} or more"
         )
     return chosen

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import repsim
+from repsim.runtime.visible_text import visible
 from tests.commands.calls import fail, run, succeed
 
 EVIL = "net\u202egnp.exe\ufeff\u2066x"
@@ -31,6 +32,18 @@ def hostile(tmp_path: Path, rng: np.random.Generator) -> list[str]:
         }
         repsim.write_store(path, layers, model=Path(path).stem, **more).close()
     return paths
+
+
+def test_signs_that_are_shown_are_kept() -> None:
+    """Flags of tag characters, joiners and signs around numbers are shown; tags elsewhere hide."""
+    tags = "".join(chr(0xE0000 + ord(letter)) for letter in "gbsct") + "\U000e007f"
+    family, word, number = "\U0001f468\u200d\U0001f469", "\u0645\u06cc\u200c\u062e", "\u0600\u0661\u06dd"
+    for kept in (f"net \U0001f3f4{tags} {family}", word, number):
+        assert visible(kept) == kept
+    assert visible(f"a{tags}") == r"a\U000e0067\U000e0062\U000e0073\U000e0063\U000e0074\U000e007f"
+    assert visible(f"\U0001f3f4{tags}{tags}".replace("\U000e0073", "\U000e0061", 1)).count("\\") == 2 * len(tags)
+    hidden = "\xad\u200b\u2060\ufeff\u061c\u200f\u202e\u2069\x1b\x9b\ue000"
+    assert visible(f"x{hidden}") == "x" + hidden.encode("unicode_escape").decode()
 
 
 def test_names_of_strangers_do_not_command_the_terminal(hostile: list[str], tmp_path: Path) -> None:

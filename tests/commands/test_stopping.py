@@ -12,11 +12,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from PIL import Image
 
 import repsim
 from repsim.cli import main
@@ -362,6 +364,52 @@ def contents(folder: Path) -> Mapping[str, object]:
         with repsim.open_store(path) as store:
             values |= {f"{path.name}/{name}": store[name][:].tobytes() for name in store.layers}
     return values | {"files": sorted(path.relative_to(folder) for path in folder.rglob("*") if path.suffix != ".part")}
+
+
+def of_session(session: int) -> list[str]:
+    """Return the names of the processes of a session that are alive."""
+    names = []
+    for path in Path("/proc").iterdir():
+        with suppress(OSError, ValueError):  # other files, and processes that end
+            name, _, rest = (path / "stat").read_text().partition("(")[2].rpartition(")")
+            state, _, _, of_process = rest.split()[:4]
+            names += [f"{path.name} {name}"] if int(of_process) == session and state != "Z" else []
+    return names
+
+
+@pytest.mark.slow
+@pytest.mark.processes
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux shows the processes of a session")
+@pytest.mark.parametrize("everyone", [True, False])
+def test_a_second_interruption_while_workers_read_pictures(tmp_path: Path, everyone: bool) -> None:
+    """The first one waits for a batch, which takes long, as workers decode large pictures."""
+    (photos := tmp_path / "photos").mkdir()
+    for k in range(6):
+        Image.new("RGB", (6000, 6000), (k, k, k)).save(photos / f"{k}.png", compress_level=1)
+    command = [sys.executable, "-m", "repsim", "extract", "digits_vit", "--weights", "random", "--data", str(photos)]
+    process = subprocess.Popen(
+        [*command, "--workers", "2", "--batch-size", "6", "-o", str(tmp_path / "acts")],
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}, text=True, start_new_session=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    while process.poll() is None and len(of_session(process.pid)) < 3:
+        time.sleep(0.02)
+    for _ in range(2):  # a terminal sends them to all processes
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGINT) if everyone else process.send_signal(signal.SIGINT)
+        time.sleep(0.6)
+    out, stderr = process.communicate(timeout=300)
+    assert process.returncode == 130, stderr
+    lines = [line for line in stderr.splitlines() if not line.startswith(("checking", "loading", "extracting", "note"))]
+    assert len(lines) == 1, stderr
+    assert lines[0].startswith("Stopped by SIGINT. The same command goes on where this one stopped: ")
+    assert out == ""
+    for _ in range(100):  # workers that lost their parent end by a signal
+        if not (left := of_session(process.pid)):
+            break
+        time.sleep(0.1)
+    assert not left
+    assert not list((tmp_path / "acts").rglob("*"))
 
 
 @pytest.mark.slow

@@ -107,6 +107,10 @@ def test_unrelated_layers_have_0_on_average(size: int) -> None:
 def test_too_few_or_too_large_groups_are_refused(layers: list[Array]) -> None:
     with pytest.raises(InvalidInputError, match="3 groups are too few"):
         factor(layers[0], groups=np.arange(N) % 3)
+    with pytest.raises(InvalidInputError, match="^1 group is too few"):
+        factor(layers[0], groups=np.zeros(N, int))
+    with pytest.raises(InvalidInputError, match="4 groups are too few: each of them is left out once, so at least 5"):
+        repsim.similarity(layers[0], layers[1], interval=True, groups=np.arange(N) % 4)
     half = np.maximum(np.arange(N), N // 2 + 1)
     with pytest.raises(InvalidInputError, match="half or more"):
         factor(layers[0], groups=half)

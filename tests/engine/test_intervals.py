@@ -15,7 +15,7 @@ from scipy import stats
 import repsim
 from repsim.engine.comparison import Comparison
 from repsim.engine.intervals import Difference, Estimate
-from repsim.errors import InvalidInputError, TooLittleMemoryError, UndefinedValueError
+from repsim.errors import InvalidArgumentError, InvalidInputError, TooLittleMemoryError, UndefinedValueError
 from repsim.metrics.base import Array
 from repsim.report import parts
 from repsim.results.export import result_as_json, text_pieces
@@ -232,6 +232,19 @@ def test_groups_of_a_comparison(models: dict[str, dict[str, Array]], tmp_path: P
         repsim.compare(a, b, interval=True, groups=np.arange(N) // 8)
     with pytest.raises(InvalidInputError, match="groups are those of an interval"):
         repsim.compare(a, b, groups="folders")
+
+
+def test_numbers_and_truth_values_of_numpy_are_levels(models: dict[str, dict[str, Array]]) -> None:
+    x, y = (next(iter(models[name].values())) for name in "ab")
+    same: Any
+    for same in (True, np.bool_(True), np.float64(0.95)):
+        assert repsim.similarity(x, y, interval=same) == repsim.similarity(x, y, interval=0.95)
+        ends = repsim.compare(models["a"], models["b"], interval=same)["cka.low"]
+        assert ends.identical(repsim.compare(models["a"], models["b"], interval=0.95)["cka.low"])
+    none: Any = np.bool_(False)
+    assert isinstance(repsim.similarity(x, y, interval=none), float)
+    with pytest.raises(InvalidArgumentError, match="interval is a number between 0 and 1"):
+        repsim.similarity(x, y, interval=np.float64(1))
 
 
 def test_measures_without_intervals_say_so(models: dict[str, dict[str, Array]]) -> None:

@@ -311,8 +311,10 @@ def test_names_are_replaced_and_stages_stay() -> None:
     for plot in (figures.plot_pairs, figures.plot_models):
         drawn = plot(STUDY, labels={"net.seed0": "ResNet"})
         assert any("ResNet" in text.get_text() for text in drawn.get_yticklabels())
-    with pytest.raises(UnknownNameError, match="unknown layer or model of this figure 'stm'; did you mean stem"):
+    with pytest.raises(UnknownNameError, match=r"layer or model of this figure 'stm'; did you mean stem\? known: "):
         figures.heatmap(PAIR, labels={"stm": "conv"})
+    with pytest.raises(UnknownNameError, match=r"layer of this figure 'stm'; did you mean stem\? known: .*stem"):
+        figures.heatmap(PAIR, order=["stm"])
     with pytest.raises(UnknownNameError, match="unknown model of this study"):
         figures.plot_pairs(STUDY, labels={"net": "x"})
 

@@ -1,5 +1,6 @@
 """Tests of files that are replaced when they are complete: links, names, and what is on the disk after a power loss."""
 
+import errno
 import os
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 
 from repsim.errors import OutputError
+from repsim.runtime import files
 from repsim.runtime.files import check_output, partial_path, replacing, replacing_folder
 from repsim.stores.writer import write_store
 
@@ -79,3 +81,42 @@ def test_names_that_cannot_be_written_are_refused_before_anything_is_computed(tm
     with pytest.raises(OutputError, match="cannot (write|make the folder)"):
         check_output(tmp_path / name, overwrite=False)
     assert list(tmp_path.iterdir()) == []
+
+
+class WithoutLocks:
+    """Module `fcntl` on a file system that has no locks."""
+
+    LOCK_EX, LOCK_NB = 2, 4
+
+    @staticmethod
+    def flock(*_: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+
+@pytest.mark.parametrize("locks", [None, WithoutLocks])  # Windows, and some network file systems
+def test_without_locks_no_process_removes_what_another_writes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, locks: Any
+) -> None:
+    monkeypatch.setattr(files, "fcntl", locks)
+    path, folder = tmp_path / "out.csv", tmp_path / "out.zarr"
+    with replacing(path, overwrite=True) as first:
+        first.write_text("first")
+        with replacing(path, overwrite=True) as second:
+            second.write_text("second")
+        assert path.read_text() == "second"
+    assert path.read_text() == "first"
+    with replacing_folder(folder, overwrite=True) as first:
+        first.mkdir()
+        (first / "name").write_text("first")
+        with replacing_folder(folder, overwrite=True) as second:
+            second.mkdir()
+        assert list(folder.iterdir()) == []
+    assert (folder / "name").read_text() == "first"
+    assert sorted(tmp_path.iterdir()) == [path, folder]
+
+
+def test_with_locks_the_temporary_name_is_always_the_same(tmp_path: Path) -> None:
+    """So a process replaces what a killed one left."""
+    with replacing(tmp_path / "out.csv", overwrite=True) as partial:
+        assert partial == partial_path(tmp_path / "out.csv")
+        partial.touch()

@@ -14,6 +14,8 @@ import pytest
 
 from repsim.engine.comparison import Comparison
 from repsim.errors import UnequalProcessesError
+from repsim.extraction import choose_samples
+from repsim.extractors.samples.opening import open_samples
 from repsim.runtime.processes import ALONE
 from repsim.stores.writer import write_store
 from repsim.testing.examples import write_networks
@@ -84,6 +86,28 @@ def test_a_comparison_refuses_processes_that_differ(
     ] * 2
 
 
+@pytest.mark.parametrize("world", [2, 3])
+def test_copies_of_pictures_that_differ_are_refused(pictures: Callable[..., Path], world: int) -> None:
+    """Names and sizes of the files are equal; a picture differs that another process hashes."""
+    copies = [pictures(7, folder=f"copy{rank}") for rank in range(world)]
+
+    def chosen(me: Thread) -> Any:
+        return choose_samples(open_samples(str(copies[me.rank])), me=me).ids.content
+
+    alone = choose_samples(open_samples(str(copies[0]))).ids.content
+    assert in_every_process(chosen, world) == [alone] * world
+    for row in range(7):
+        changed = copies[1] / f"photo{row:02d}.png"
+        before = changed.read_bytes()
+        changed.write_bytes(before[:-1] + bytes([before[-1] ^ 1]))
+        errors = in_every_process(chosen, world)
+        what = "process 1 has other contents of the samples than process 0"
+        assert [getattr(error, "difference", error) for error in errors] == [what] * world
+        changed.write_bytes(before)
+    (copies[-1] / "photo03.png").write_bytes(b"no picture")
+    assert {type(value) for value in in_every_process(chosen, world)} == {UnequalProcessesError}
+
+
 DRIVER = """
 import os, sys
 from repsim import cli
@@ -125,3 +149,94 @@ def test_nodes_with_other_copies_are_refused(folders: list[Path], tmp_path: Path
     assert "give every process the same options and the same files" in lines[0]
     assert not out.is_file()
     assert not list(tmp_path.rglob("*.h5"))
+
+
+LAUNCHER = """
+import os, subprocess, sys
+names = {"TORCHELASTIC_RUN_ID": "a", "TORCHELASTIC_RESTART_COUNT": "0", "MASTER_PORT": "1", "GROUP_RANK": "0"}
+def start(rank, *command, **more):
+    ranks = {"RANK": str(4 + rank), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": "3"}
+    return subprocess.Popen(command, env={**os.environ, **names, **ranks, **more}, stdin=subprocess.PIPE)
+wait = (sys.executable, "-c", "input()")
+gone = start(1, *wait, TORCHELASTIC_RESTART_COUNT=sys.argv[1])
+others = [start(2, *wait), subprocess.Popen(["env", "-i", *sys.argv[2:], *wait], stdin=subprocess.PIPE)]
+if sys.argv[1] == "0":
+    gone.communicate(b"\\n")
+program = "from repsim.runtime.ended_processes import ended_processes; print(sorted(ended_processes()))"
+wrapper = "import subprocess, sys; subprocess.run([sys.executable, '-c', sys.argv[1]])"
+start(0, sys.executable, "-c", wrapper, program).wait()
+for process in (gone, *others):
+    process.kill()
+    process.wait()
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells which processes are alive")
+@pytest.mark.parametrize(
+    ("restarts", "other", "ended"),
+    [
+        ("0", ["A=1"], "[5]"),
+        ("1", ["A=1"], "[5]"),  # a process of another attempt is none of this
+        ("0", [], "[]"),  # a process without an environment may be any of the processes
+    ],
+)
+def test_a_process_has_ended_if_the_launcher_has_none_of_its_rank(restarts: str, other: list[str], ended: str) -> None:
+    """The processes are those of ranks 4 to 6 of a machine; one of them runs in a process that a script started."""
+    done = subprocess.run(
+        [sys.executable, "-c", LAUNCHER, restarts, *other],
+        env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=True, timeout=300,
+    )  # fmt: skip
+    assert done.stdout.strip() == ended, done.stderr
+
+
+MISSING = """
+import os, sys, time
+from repsim import cli
+rank, out, *words = sys.argv[1:]
+if os.environ["RANK"] == rank and "late" not in words:
+    sys.exit(0)
+if "late" in words:
+    from repsim.runtime import processes
+    processes._START_SECONDS = 2.0
+    time.sleep(6.0 if os.environ["RANK"] == rank else 0.0)
+sys.argv[1:] = [word for word in words if word != "late"] + ([] if "run" in words else ["-o", out])
+cli.main()
+"""
+
+
+def launched(tmp_path: Path, rank: int, out: Path, *words: str) -> "subprocess.CompletedProcess[str]":
+    """Run a command in three processes, of which one ends at once, or comes late."""
+    (driver := tmp_path / "driver.py").write_text(MISSING)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=3", str(driver)]
+    return subprocess.run(
+        [*launch, str(rank), str(out), *words], env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True, text=True, check=False, timeout=600,
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.processes
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells which processes are alive")
+@pytest.mark.parametrize(("command", "rank"), [("compare", 1), ("universality", 0), ("extract", 2), ("run", 0)])
+def test_processes_do_not_wait_for_one_that_has_ended(
+    folders: list[Path], tmp_path: Path, command: str, rank: int
+) -> None:
+    """torchrun does not end them, as the exit code of the process that is missing is 0."""
+    study = tmp_path / "study.yaml"
+    study.write_text("models: [digits_vit.seed0, digits_vit.seed1]\ndata: {source: digits, limit: 16}\n")
+    words = [word.replace("FOLDER", str(folders[0])).replace("SEED", "0") for word in COMMANDS.get(command, [])]
+    out = tmp_path / ("acts" if command == "extract" else "out.nc")
+    done = launched(tmp_path, rank, out, *(words or ["run", str(study)]))
+    lines = [line for line in done.stderr.splitlines() if line.startswith(("Error", "Stopped"))]
+    assert done.returncode
+    ended = f"Error: process {rank} of this run ended before meeting the others, which need it"
+    assert lines == [f"{ended}; make the same call in every process"], done.stderr
+    assert {path.name for path in tmp_path.iterdir()} == {"driver.py", "study.yaml"}
+
+
+@pytest.mark.slow
+@pytest.mark.processes
+def test_processes_wait_for_one_that_comes_late(folders: list[Path], tmp_path: Path) -> None:
+    words = [word.replace("FOLDER", str(folders[0])) for word in COMMANDS["compare"]]
+    done = launched(tmp_path, 1, out := tmp_path / "out.nc", "late", *words)
+    assert (done.returncode, out.is_file()) == (0, True), done.stderr
