@@ -71,6 +71,12 @@ _SHRINKING = 0.65
 """Part of the user's axes that is left once constrained layout has made room for their labels."""
 
 
+NUMBER = "number"
+"""Id of numbers in the cells of an image."""
+READABLE = 5.0
+"""Smallest font size of numbers in cells in points; smaller ones cannot be read in print."""
+
+
 def save(figure: Figure, path: str | Path, *, dpi: float | None = None) -> None:
     """Save a figure as .png, .pdf or .eps (with embedded fonts), .svg (text remains text), or .tiff.
 
@@ -195,6 +201,8 @@ class FigureLayout(ConstrainedLayoutEngine):
     def attach(self, figure: Figure) -> None:
         """Lay out a figure, and again whenever it is drawn."""
         _lay_out(figure, self)
+        for ax in figure.axes:
+            fit_numbers(ax, READABLE)
         self._panel, self._height = _panel_of(figure)[2][1], figure.get_figheight()
         figure.set_layout_engine(self)
 
@@ -239,6 +247,33 @@ class FigureLayout(ConstrainedLayoutEngine):
                 break
         for ax, aspect in aspects:
             ax.set_aspect(aspect)
+
+
+def fit_numbers(ax: Axes, least: float = 0.0) -> None:
+    """Set the font size of the numbers in the cells of an image so that they fit.
+
+    Raises
+    ------
+    InvalidInputError
+        If they would be smaller than ``least``, in points.
+    """
+    texts = [text for text in ax.texts if text.get_gid() == NUMBER]
+    if not texts:
+        return
+    lines = [text.get_text().split("\n") for text in texts]
+    longest, highest = max(len(line) for of_cell in lines for line in of_cell), max(map(len, lines))
+    rows, columns = ax.images[0].get_size()
+    across, up = inches_of(ax)
+    if ax.get_aspect() != "auto":
+        across, up = (min(across / columns, up / rows) * count for count in (columns, rows))
+    room = 72 * min(across / columns / (0.7 * longest), up / rows / (LEADING * highest + 0.25))
+    if room < least:
+        raise InvalidInputError(
+            f"numbers in {rows} x {columns} cells would be {room:.1f} points high, which cannot be read; give more "
+            "width or a shorter format, or draw no numbers"
+        )
+    for text in texts:
+        text.set_fontsize(min(max(room, 2.0), note_size()))
 
 
 def resize_to_panels(figure: Figure, layout: ConstrainedLayoutEngine, width: float, height: float) -> None:

@@ -58,6 +58,8 @@ _OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
 """Marks other than the value and its controls; the first is a triangle above the row, whose tip is the value."""
 _ABOVE = 0.28
 """Distance above its row of the value of all samples, which is near the other value and would hide it."""
+_OFFSETS = dict(zip(CONTROL_PAIRS, (0.0, -0.3, 0.3), strict=True))
+"""Distances below their row of the controls, which are often nearly equal and would hide each other."""
 
 _OF_PAIRS = [
     "threshold_index",
@@ -366,7 +368,7 @@ def _draw_controls(values: Mapping[str, float], ax: Axes, row: int) -> dict[str,
     return {
         f"control: {name}": ax.scatter(
             value,
-            row,
+            row + _OFFSETS[name],
             marker=_CONTROLS[name],
             gid=name,
             facecolors=paper(),

@@ -20,7 +20,7 @@ from matplotlib.textpath import TextToPath
 from repsim.errors import MissingFontWarning
 
 ELLIPSIS = "\N{HORIZONTAL ELLIPSIS}"
-_PIECES = r"[^ .+_/-]*[ .+_/-]|[^ .+_/-]+"
+_PIECES = r"(?:[^ .+_/-]| (?=%))*[ .+_/-]|(?:[^ .+_/-]| (?=%))+"  # a number and its % stay together
 _FORMULA_FONTS = ("Last", "cm", "STIXNon", "STIXSize")
 """Fonts of matplotlib for formulas and missing characters, which have other symbols in place of letters."""
 _ESCAPE = re.compile(r"\\u[0-9a-f]{4}|\\U[0-9a-f]{8}")
