@@ -477,7 +477,7 @@ def _name_layers(
     size_of_label = points(TEXT, "axes.labelsize") if size is None else size
     length = max(inches, least) if size is None else _PANEL_SHARE * inches
     if size is not None and (name_width := max(text_width(name, small) for name in names) / 72) > _TYPICAL_NAME:
-        length = max(inches - name_width, 0.6)  # long names shrink small panels in a figure of fixed width
+        length = max(length - name_width, 0.75 * inches)  # long names shrink small panels in a figure of fixed width
     text = wrap(shorten([label], 1.8 * length, size_of_label), length, size_of_label)  # about two lines
     axis.set_label_text(text, fontsize=size_of_label)
 
