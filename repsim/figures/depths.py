@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import cycle
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -144,14 +145,14 @@ def _every(curves: Sequence[Curve]) -> int:
 
 def _looks(curves: Sequence[Curve], groups: Sequence[str]) -> list[dict[str, Any]]:
     """Return the look of every group: that of its relation for the first, and spare colours for others."""
+    of_relations = [look_of(next(curve.relation for curve in curves if curve.group == group)) for group in groups]
+    taken = {look["color"] for look in of_relations}
+    spare = cycle([k for k, colour in enumerate(COLOURS) if colour not in taken])
     looks: list[dict[str, Any]] = []
-    spare = len(RELATIONS)
-    for group in groups:
-        look = look_of(next(curve.relation for curve in curves if curve.group == group))
+    for look in of_relations:
         if look in looks:
-            k = spare % len(COLOURS)
-            look = look | {"color": COLOURS[k], "marker": MARKERS[k]}
-            spare += 1
+            k = next(spare)
+            look |= {"color": COLOURS[k], "marker": MARKERS[k]}
         looks.append(look)
     return looks
 

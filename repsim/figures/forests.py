@@ -60,8 +60,8 @@ _OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
 """Marks other than the value and its controls; the first is a triangle above the row, whose tip is the value."""
 _ABOVE = 0.28
 """Distance above its row of the value of all samples, which is near the other value and would hide it."""
-_OFFSETS = dict(zip(CONTROL_PAIRS, (0.0, -0.3, 0.3), strict=True))
-"""Distances below their row of the controls, which are often nearly equal and would hide each other."""
+_OFFSETS = dict(zip(CONTROL_PAIRS, (0.0, -0.62, 0.62), strict=True))
+"""Distances below their row of the controls in font sizes; they are often nearly equal and would hide each other."""
 
 _OF_PAIRS = [
     "threshold_index",
@@ -166,7 +166,7 @@ def plot_pairs(
             one, of_pair = at.isel(pair=k), controls.isel(pair=k).values.tolist()
             look = look_of(str(one["relation"].item()))
             drawn = _draw_value(one, value, ax, len(rows), look) | _draw_controls(
-                dict(zip(CONTROL_PAIRS, of_pair, strict=True)), ax, len(rows)
+                dict(zip(CONTROL_PAIRS, of_pair, strict=True)), ax, len(rows), 72 * pitch / note_size()
             )
             seen |= {name: artist for name, artist in drawn.items() if name not in seen}
             rows.append(_format_pair(one["pair"].item(), 0.4 * inches, shown_name))
@@ -271,7 +271,7 @@ def plot_families(
         one = at.sel(families=families)
         differences = float(one["trained_value"]) - one["control_value"].values
         drawn = _draw_effect(one, measure, ax, row) | _draw_controls(
-            dict(zip(CONTROL_PAIRS, differences.tolist(), strict=True)), ax, row
+            dict(zip(CONTROL_PAIRS, differences.tolist(), strict=True)), ax, row, 72 * pitch / note_size()
         )
         seen |= {name: artist for name, artist in drawn.items() if name not in seen}
     seen = dict(sorted(seen.items(), key=lambda item: item[0].startswith("control")))  # the levels first
@@ -351,7 +351,7 @@ def _format_heading(group: str, inches: float) -> str:
     """Return the heading of a group on one line, or on two if it is too long; bold text is wider."""
     if 1.15 * text_width(group, note_size()) <= 72 * inches:
         return group
-    return wrap(group.replace(": ", ":\n").split("\n"), inches, note_size())
+    return "\n".join(shorten(group.replace(": ", ":\n").split("\n"), inches / 1.15, note_size()))
 
 
 def _draw_value(one: xr.Dataset, name: str, ax: Axes, row: int, look: dict[str, Any]) -> dict[str, Artist]:
@@ -379,12 +379,12 @@ def _draw_value(one: xr.Dataset, name: str, ax: Axes, row: int, look: dict[str, 
     return drawn
 
 
-def _draw_controls(values: Mapping[str, float], ax: Axes, row: int) -> dict[str, Artist]:
-    """Draw the controls of a row; return the marks by their labels in the legend."""
+def _draw_controls(values: Mapping[str, float], ax: Axes, row: int, font_sizes: float) -> dict[str, Artist]:
+    """Draw the controls of a row that is so many font sizes high; return the marks by their labels in the legend."""
     return {
         f"control: {name}": ax.scatter(
             value,
-            row + _OFFSETS[name],
+            row + _OFFSETS[name] / font_sizes,
             marker=_CONTROLS[name],
             gid=name,
             facecolors=paper(),

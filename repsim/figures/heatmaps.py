@@ -16,7 +16,7 @@ from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FuncFormatter, Locator
 from numpy.typing import NDArray
 
-from repsim.errors import Argument, InvalidInputError, Remedy, UnknownNameError
+from repsim.errors import Argument, Function, InvalidInputError, Remedy, UnknownNameError
 from repsim.figures.canvas import (
     LARGEST,
     NARROW,
@@ -555,7 +555,9 @@ def check_intervals(panels: Sequence[xr.DataArray], interval: IntervalStyle | No
     if interval is not None and not any(np.isfinite(ends_of(panel)).any() for panel in panels):
         raise InvalidInputError(
             f"{', '.join(dict.fromkeys(map(label_of, panels)))}: no intervals to show",
-            remedy=Remedy("compute those of debiased CKA with ", Argument("interval", True, of="compare")),
+            remedy=Remedy(
+                "compute those of debiased CKA with ", Function("repsim.compare"), " and ", Argument("interval", True)
+            ),
         )
 
 
