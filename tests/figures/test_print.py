@@ -103,9 +103,11 @@ def test_faults_are_noticed() -> None:
             added.remove()
 
 
-def test_a_number_and_its_percent_sign_stay_together() -> None:
-    for inches in np.linspace(0.4, 2, 30):
-        assert "\n%" not in wrap(["Bars: 95 % intervals, above 90 % of the way"], float(inches), 7)
+def test_numbers_are_not_divided() -> None:
+    for inches in np.linspace(0.3, 2, 40):
+        lines = wrap(["Bars: 95 % intervals, less than 0.005 apart, above 90 %"], float(inches), 7).split("\n")
+        assert not any(line.startswith("%") or line.endswith("0.") for line in lines)
+    assert "".join(wrap(["layer1.0.conv-2_a"], 0.2, 7).split()) == "layer1.0.conv-2_a"
 
 
 # Marks
