@@ -149,7 +149,8 @@ def _looks(curves: Sequence[Curve], groups: Sequence[str]) -> list[dict[str, Any
     """Return the look of every group: that of its relation for the first, and spare colours for others."""
     of_relations = [look_of(next(curve.relation for curve in curves if curve.group == group)) for group in groups]
     taken = {look["color"] for look in of_relations}
-    spare = cycle([k for k, colour in enumerate(COLOURS) if colour not in taken])
+    after_relations = np.roll(np.arange(len(COLOURS)), -len(RELATIONS)).tolist()
+    spare = cycle([k for k in after_relations if COLOURS[k] not in taken])
     looks: list[dict[str, Any]] = []
     for look in of_relations:
         if look in looks:

@@ -124,6 +124,8 @@ def plot_map(
             marker=MARKERS[distinct_families.index(family) if several_families else 0],
             edgecolors=paper(), linewidths=stroke(0.5), zorder=3, gid="model",
         )  # fmt: skip
+    edge = 0.08 * extent.max()  # the layout may shrink margins, but not cut off an outline
+    ax.update_datalim([places.min(axis=0) - edge, places.max(axis=0) + edge])
     ax.margins(0.22)
     for axis in (ax.xaxis, ax.yaxis):
         axis.set_major_locator(MaxNLocator(5))
