@@ -29,7 +29,7 @@ from matplotlib.patches import Patch
 from matplotlib.transforms import Affine2DBase, BboxBase, ScaledTranslation, blended_transform_factory
 
 from repsim.errors import InvalidInputError, UnknownNameError
-from repsim.figures.lettering import escape_text, set_fallback_fonts, wrap
+from repsim.figures.lettering import escape_text, set_fallback_fonts, text_width, wrap
 from repsim.figures.styles import LEADING, em, frame, label_size, legend_size, note_size, title_size
 from repsim.results.variables import KINDS_OF_PAIRS
 from repsim.runtime.files import replacing
@@ -261,12 +261,13 @@ def fit_numbers(ax: Axes, least: float = 0.0) -> None:
     if not texts:
         return
     lines = [text.get_text().split("\n") for text in texts]
-    longest, highest = max(len(line) for of_cell in lines for line in of_cell), max(map(len, lines))
+    longest = max(text_width(line, 10) / 10 for line in {line for of_cell in lines for line in of_cell})
+    highest = max(map(len, lines))
     rows, columns = ax.images[0].get_size()
     across, up = inches_of(ax)
     if ax.get_aspect() != "auto":
         across, up = (min(across / columns, up / rows) * count for count in (columns, rows))
-    room = 72 * min(across / columns / (0.7 * longest), up / rows / (LEADING * highest + 0.25))
+    room = 72 * min(across / columns / (1.15 * longest), up / rows / (LEADING * highest + 0.25))
     if room < least:
         raise InvalidInputError(
             f"numbers in {rows} x {columns} cells would be {room:.1f} points high, which cannot be read; give more "

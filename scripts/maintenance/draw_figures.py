@@ -32,7 +32,7 @@ def draw(demo: Path, series: Path | None = None) -> list[Path]:
         names: dict[str, Any] = {}
         for block in re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL):
             exec(block, names)  # noqa: S102 - code of this repository
-        pictures = [DOCS / "pictures" / name for name in wanted]
+        pictures = [DOCS / "pictures" / name for name in wanted if Path(name).exists()]
         for picture in pictures:
             Image.open(picture.name).convert("RGB").save(picture, optimize=True)
         os.chdir(DOCS)
