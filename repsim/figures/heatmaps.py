@@ -535,10 +535,12 @@ def _draw_squares(da: xr.DataArray, ax: Axes, image: AxesImage, cell: float) -> 
     )
 
 
-def _shades(da: xr.DataArray, image: AxesImage, rows: NDArray[np.int_], columns: NDArray[np.int_]) -> NDArray[Any]:
+def _shades(
+    da: xr.DataArray, image: AxesImage, rows: NDArray[np.int_], columns: NDArray[np.int_]
+) -> list[tuple[float, float, float]]:
     """Return the colours of marks in some cells: white on dark ones and black on bright ones."""
     dark = is_dark(image, np.asarray(da.values, np.float64)[rows, columns])
-    return np.where(dark[:, None], to_rgb("white"), to_rgb("black"))
+    return [to_rgb("white") if one else to_rgb("black") for one in dark]
 
 
 def _includes_chance(da: xr.DataArray) -> NDArray[np.bool_]:

@@ -42,7 +42,11 @@ def drawn_texts(figure: Figure) -> list[tuple[str, Bbox, float]]:
     def record(self: Text, renderer: Any, *args: Any, **kwargs: Any) -> None:
         if self.get_visible() and self.get_text().strip():
             box = Text.get_window_extent(self, renderer)
-            texts[self.get_text(), tuple(box.extents.round())] = (self.get_text(), box, float(self.get_fontsize()))
+            texts[self.get_text(), tuple(np.round(box.extents).tolist())] = (
+                self.get_text(),
+                box,
+                float(self.get_fontsize()),
+            )
         draw(self, renderer, *args, **kwargs)
 
     canvas: Any = FigureCanvasAgg(figure)
@@ -204,7 +208,7 @@ def test_numbers_that_cannot_be_read_are_an_error() -> None:
     assert min(size for text, _, size in drawn_texts(figures.heatmap(many, annotate=True).figure.figure)) >= SMALLEST
     for keywords in ({"annotate": True}, {"interval": "numbers"}):
         with pytest.raises(InvalidInputError, match=r"30 x 30 cells would be \d.\d points high, which cannot be read"):
-            figures.heatmap(many, width=3.3, **keywords)  # type: ignore[arg-type]
+            figures.heatmap(many, width=3.3, **keywords)
     figures.heatmap(many, width=3.3, interval="chance")
 
 
