@@ -42,11 +42,8 @@ def drawn_texts(figure: Figure) -> list[tuple[str, Bbox, float]]:
     def record(self: Text, renderer: Any, *args: Any, **kwargs: Any) -> None:
         if self.get_visible() and self.get_text().strip():
             box = Text.get_window_extent(self, renderer)
-            texts[self.get_text(), tuple(np.round(box.extents).tolist())] = (
-                self.get_text(),
-                box,
-                float(self.get_fontsize()),
-            )
+            place = tuple(np.round(box.extents).tolist())
+            texts[self.get_text(), place] = (self.get_text(), box, float(self.get_fontsize()))
         draw(self, renderer, *args, **kwargs)
 
     canvas: Any = FigureCanvasAgg(figure)
@@ -134,6 +131,32 @@ def test_a_caption_speaks_of_crosses_only_where_there_are_some() -> None:
         figure = figures.figure(pair.assign_coords(p=(pair.dims, np.full(pair.shape, p))))
         assert ("Crosses: not above chance" in figure.get_supxlabel()) == crossed
         assert ("All cells are above chance" in figure.get_supxlabel()) != crossed
+
+
+def test_groups_of_pairs_have_looks_of_their_own() -> None:
+    models = {f"{family}.seed{k}": family for family in "abcde" for k in range(2)}
+    ax = figures.plot_depths(make_study(models))
+    looks = [(line.get_color(), line.get_marker()) for line in drawn_by(ax, "mean")]
+    assert len(looks) == 6
+    assert len({colour for colour, _ in looks}) == len(set(looks)) == 6
+
+
+def test_a_matrix_says_how_many_models_it_names() -> None:
+    for width, named in ((3.3, True), (7.0, False)):
+        figure = figures.plot_models(zoo(24), width=width).figure.figure
+        shown = {text for text, _, _ in drawn_texts(figure) if "seed" in text}
+        assert ("One in 2 models is named" in figure.get_supxlabel().replace("\n", " ")) == named
+        assert len(shown) == (12 if named else 24)
+
+
+def test_outlines_of_clusters_are_not_cut_off() -> None:
+    ax = figures.plot_map(make_study())
+    figure = ax.figure.figure
+    drawn_texts(figure)
+    for outline in drawn_by(ax, "cluster"):
+        box = outline.get_window_extent().padded(outline.get_linewidth() / 2 * figure.dpi / 72)
+        assert ax.bbox.x0 <= box.x0 < box.x1 <= ax.bbox.x1
+        assert ax.bbox.y0 <= box.y0 < box.y1 <= ax.bbox.y1
 
 
 # Intervals of heatmaps
