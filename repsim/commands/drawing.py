@@ -92,6 +92,12 @@ def _image(cmap: str | None, limits: tuple[float, float] | None) -> dict[str, An
     "--marks/--no-marks", default=None, help="Cross out cells that are not above chance.  [default: if p is known]"
 )
 @click.option("--annotate", is_flag=True, help="Write the value into every cell.")
+@click.option(
+    "--interval",
+    type=click.Choice(["numbers", "chance"]),
+    help="Show intervals of `repsim compare --interval` or of a study: half of each as a number, or a square where it "
+    "includes the chance level.",
+)
 @click.option("--cbar/--no-cbar", default=True, show_default=True, help="Draw the colour bar.")
 @click.option("--order", metavar="LAYER,...", help="Layers to show, in this order.  [default: all, by depth]")
 @_look_options
@@ -107,6 +113,7 @@ def heatmap(
     limits: tuple[float, float] | None,
     cmap: str | None,
     annotate: bool,
+    interval: Any,
     cbar: bool,
     order: str | None,
     style: Any,
@@ -133,6 +140,7 @@ def heatmap(
       repsim heatmap study.nc -m cka --pair 'resnet50 x vit_base' -o pair.png
       repsim heatmap result.nc -m cka --style nature --title 'ResNet and ViT' -o column.pdf
       repsim heatmap result.nc -m cka --range 0 0.8 --cmap viridis --annotate -o numbers.png
+      repsim heatmap result.nc -m cka --interval numbers -o intervals.png
       repsim heatmap result.nc -m cka --label resnet50=ResNet-50 --order layer1,layer2,layer4 -o stages.eps
     """
     from repsim import figures
@@ -154,8 +162,8 @@ def heatmap(
     measures = list(specs) or None
     opened = [open_result_or_study(file) for file in files]
     options: dict[str, Any] = {
-        "path": path, "marks": marks, "title": title, "annotate": annotate, "cbar": cbar, "width": width,
-        "labels": _labels(labels), "order": order.split(",") if order else None,
+        "path": path, "marks": marks, "title": title, "annotate": annotate, "interval": interval, "cbar": cbar,
+        "width": width, "labels": _labels(labels), "order": order.split(",") if order else None,
     } | _image(cmap, limits)  # fmt: skip
     if any(data.attrs["format"] == SERIES for data in opened):
         raise InvalidInputError("a series is no heatmap of two networks; `repsim figures` draws its figures")

@@ -29,7 +29,7 @@ from matplotlib.patches import Patch
 from matplotlib.transforms import Affine2DBase, BboxBase, ScaledTranslation, blended_transform_factory
 
 from repsim.errors import InvalidInputError, UnknownNameError
-from repsim.figures.lettering import escape_text, set_fallback_fonts, wrap
+from repsim.figures.lettering import escape_text, set_fallback_fonts, text_width, wrap
 from repsim.figures.styles import LEADING, em, frame, label_size, legend_size, note_size, title_size
 from repsim.results.variables import KINDS_OF_PAIRS
 from repsim.runtime.files import replacing
@@ -69,6 +69,12 @@ _NO_ROOM = "constrained_layout not applied"
 """Beginning of matplotlib's warning that text leaves no room for axes."""
 _SHRINKING = 0.65
 """Part of the user's axes that is left once constrained layout has made room for their labels."""
+
+
+NUMBER = "number"
+"""Id of numbers in the cells of an image."""
+READABLE = 5.0
+"""Smallest font size of numbers in cells in points; smaller ones cannot be read in print."""
 
 
 def save(figure: Figure, path: str | Path, *, dpi: float | None = None) -> None:
@@ -195,6 +201,8 @@ class FigureLayout(ConstrainedLayoutEngine):
     def attach(self, figure: Figure) -> None:
         """Lay out a figure, and again whenever it is drawn."""
         _lay_out(figure, self)
+        for ax in figure.axes:
+            fit_numbers(ax, READABLE)
         self._panel, self._height = _panel_of(figure)[2][1], figure.get_figheight()
         figure.set_layout_engine(self)
 
@@ -239,6 +247,34 @@ class FigureLayout(ConstrainedLayoutEngine):
                 break
         for ax, aspect in aspects:
             ax.set_aspect(aspect)
+
+
+def fit_numbers(ax: Axes, least: float = 0.0) -> None:
+    """Set the font size of the numbers in the cells of an image so that they fit.
+
+    Raises
+    ------
+    InvalidInputError
+        If they would be smaller than ``least``, in points.
+    """
+    texts = [text for text in ax.texts if text.get_gid() == NUMBER]
+    if not texts:
+        return
+    lines = [text.get_text().split("\n") for text in texts]
+    longest = max(text_width(line, 10) / 10 for line in {line for of_cell in lines for line in of_cell})
+    highest = max(map(len, lines))
+    rows, columns = ax.images[0].get_size()
+    across, up = inches_of(ax)
+    if ax.get_aspect() != "auto":
+        across, up = (min(across / columns, up / rows) * count for count in (columns, rows))
+    room = 72 * min(across / columns / (1.15 * longest), up / rows / (LEADING * highest + 0.25))
+    if room < least:
+        raise InvalidInputError(
+            f"numbers in {rows} x {columns} cells would be {room:.1f} points high, which cannot be read; give more "
+            "width or a shorter format, or draw no numbers"
+        )
+    for text in texts:
+        text.set_fontsize(min(max(room, 2.0), note_size()))
 
 
 def resize_to_panels(figure: Figure, layout: ConstrainedLayoutEngine, width: float, height: float) -> None:

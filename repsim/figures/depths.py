@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import cycle
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -32,6 +33,8 @@ from repsim.presentation.measures import traits
 from repsim.results.variables import ACROSS_FAMILIES, RELATIONS
 from repsim.study.layer_matching import relative
 
+_MANY = 30
+"""Number of pairs of a group from which on thin lines are paler, so that the means stand out."""
 _MOST_LINES = 100
 """Largest number of pairs of a group that are drawn as thin lines; more would be one grey area."""
 
@@ -144,29 +147,31 @@ def _every(curves: Sequence[Curve]) -> int:
 
 def _looks(curves: Sequence[Curve], groups: Sequence[str]) -> list[dict[str, Any]]:
     """Return the look of every group: that of its relation for the first, and spare colours for others."""
+    of_relations = [look_of(next(curve.relation for curve in curves if curve.group == group)) for group in groups]
+    taken = {look["color"] for look in of_relations}
+    after_relations = np.roll(np.arange(len(COLOURS)), -len(RELATIONS)).tolist()
+    spare = cycle([k for k in after_relations if COLOURS[k] not in taken])
     looks: list[dict[str, Any]] = []
-    spare = len(RELATIONS)
-    for group in groups:
-        look = look_of(next(curve.relation for curve in curves if curve.group == group))
+    for look in of_relations:
         if look in looks:
-            k = spare % len(COLOURS)
-            look = look | {"color": COLOURS[k], "marker": MARKERS[k]}
-            spare += 1
+            k = next(spare)
+            look |= {"color": COLOURS[k], "marker": MARKERS[k]}
         looks.append(look)
     return looks
 
 
 def _draw_group(ax: Axes, curves: Sequence[Curve], look: dict[str, Any], *, depth: bool, width: float) -> None:
     """Draw the pairs of one group as thin lines, and their mean at every depth at which one of them has a layer."""
+    alpha = 0.35 if len(curves) < _MANY else 0.15
     for curve in curves[:: _every(curves)]:
         y = curve.match_depth if depth else curve.value
-        ax.plot(curve.depth, y, color=look["color"], linewidth=stroke(0.5), alpha=0.35, gid="pair")
+        ax.plot(curve.depth, y, color=look["color"], linewidth=stroke(0.5), alpha=alpha, gid="pair")
     at = np.unique(np.concatenate([curve.depth for curve in curves]))
     mean = np.mean([np.interp(at, c.depth, c.match_depth if depth else c.value) for c in curves], axis=0)
     label = wrap(
         [escape_text(f"{curves[0].group} ({len(curves)} pair{'s' * (len(curves) > 1)})")], 0.5 * width, legend_size()
     )
-    ax.plot(at, mean, **look, linewidth=stroke(1.4), markersize=mark(3), label=label, gid="mean")
+    ax.plot(at, mean, **look, linewidth=stroke(1.4), markersize=mark(3), label=label, gid="mean", zorder=3)
 
 
 def _curves(study: xr.Dataset, measure: str, labels: Mapping[str, str]) -> Iterator[Curve]:

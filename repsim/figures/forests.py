@@ -25,7 +25,7 @@ from repsim.figures.canvas import (
     set_title,
     style_axes,
 )
-from repsim.figures.lettering import escape_text, text_width, wrap
+from repsim.figures.lettering import escape_text, shorten, text_width, wrap
 from repsim.figures.selection import groups_of_pairs
 from repsim.figures.styles import (
     StyleName,
@@ -45,6 +45,8 @@ from repsim.study.reading import LEVEL_NAMES, controls_of_pairs, headline, stric
 
 _PITCH = 1.5
 """Height of a line of text in font sizes."""
+_LEAST = 2.2
+"""Smallest distance of rows in font sizes: controls above and below a row are not between two rows."""
 _HIGHEST = 7.6
 """Largest height of the rows of a forest in inches, with which a figure and its caption fit on a page."""
 _CONTROLS = dict(zip(CONTROL_PAIRS, ("D", "<", ">"), strict=True))
@@ -58,6 +60,8 @@ _OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
 """Marks other than the value and its controls; the first is a triangle above the row, whose tip is the value."""
 _ABOVE = 0.28
 """Distance above its row of the value of all samples, which is near the other value and would hide it."""
+_OFFSETS = dict(zip(CONTROL_PAIRS, (0.0, -0.62, 0.62), strict=True))
+"""Distances below their row of the controls in font sizes; they are often nearly equal and would hide each other."""
 
 _OF_PAIRS = [
     "threshold_index",
@@ -130,19 +134,19 @@ def plot_pairs(
     """
     measure = resolve_measure(study, measure)
     check_pairs(study)
-    shown_name = namer(labels, study["model"].values, "model of this study")
     at = study.sel(measure=measure)
     value = headline(study, measure)
     if np.isnan(at[value].values).all():
         raise InvalidInputError(f"there is nothing to draw: no pair of models has an index under {measure}")
     own = ax is None
     inches = column_width(width) if ax is None else room_of(ax)[0] + 1
+    shown_name = _short_namer(labels, study["model"].values.tolist(), 0.4 * inches)
     pairs, values, count = at["pair"].values.tolist(), at[value].values.tolist(), at.sizes["pair"]
     groups = groups_of_pairs(study)
     titles = {name: _format_heading(name, 0.42 * inches) for name in set(groups)}
-    longest = _format_pair(max(pairs, key=len), 0.4 * inches, shown_name)
+    longest = _format_pair(_widest(pairs, shown_name), 0.4 * inches, shown_name)
     lines = max(name.count("\n") + 1 for name in [longest, *(titles.values() if order is None else ())])
-    pitch = lines * _PITCH * note_size() / 72
+    pitch = max(lines * _PITCH, _LEAST) * note_size() / 72
     room = most or max(2, min(MOST_PAIRS, int(_HIGHEST / pitch) - len(set(groups))))
     if order is not None:
         shown, headings = arrange(order, pairs, values, "pair of this study")[:room], []
@@ -162,7 +166,7 @@ def plot_pairs(
             one, of_pair = at.isel(pair=k), controls.isel(pair=k).values.tolist()
             look = look_of(str(one["relation"].item()))
             drawn = _draw_value(one, value, ax, len(rows), look) | _draw_controls(
-                dict(zip(CONTROL_PAIRS, of_pair, strict=True)), ax, len(rows)
+                dict(zip(CONTROL_PAIRS, of_pair, strict=True)), ax, len(rows), 72 * pitch / note_size()
             )
             seen |= {name: artist for name, artist in drawn.items() if name not in seen}
             rows.append(_format_pair(one["pair"].item(), 0.4 * inches, shown_name))
@@ -249,9 +253,9 @@ def plot_families(
     own = ax is None
     inches = column_width(width) if ax is None else room_of(ax)[0] + 1
     pairs, effects, count = at["families"].values.tolist(), at["effect"].values.tolist(), at.sizes["families"]
-    shown_name = namer(labels, study["family"].values, "family of this study")
-    lines = _format_pair(max(pairs, key=len), 0.4 * inches, shown_name).count("\n") + 1
-    pitch = lines * _PITCH * note_size() / 72
+    shown_name = _short_namer(labels, study["family"].values.tolist(), 0.4 * inches, "family of this study")
+    lines = _format_pair(_widest(pairs, shown_name), 0.4 * inches, shown_name).count("\n") + 1
+    pitch = max(lines * _PITCH, _LEAST) * note_size() / 72
     room = min(MOST_PAIRS, int(_HIGHEST / pitch))
     if order is not None:
         shown = arrange(order, pairs, effects, "pair of families of this study")[:room]
@@ -267,7 +271,7 @@ def plot_families(
         one = at.sel(families=families)
         differences = float(one["trained_value"]) - one["control_value"].values
         drawn = _draw_effect(one, measure, ax, row) | _draw_controls(
-            dict(zip(CONTROL_PAIRS, differences.tolist(), strict=True)), ax, row
+            dict(zip(CONTROL_PAIRS, differences.tolist(), strict=True)), ax, row, 72 * pitch / note_size()
         )
         seen |= {name: artist for name, artist in drawn.items() if name not in seen}
     seen = dict(sorted(seen.items(), key=lambda item: item[0].startswith("control")))  # the levels first
@@ -320,20 +324,34 @@ def _finish_rows(ax: Axes, count: int, seen: Mapping[str, Artist], right: float)
     )  # fmt: skip
 
 
-def _format_pair(pair: str, inches: float, shown: Callable[[object], str]) -> str:
+def _short_namer(
+    labels: Mapping[str, str] | None, names: Sequence[str], inches: float, what: str = "model of this study"
+) -> Callable[[str], str]:
+    """Return a function from a name in the data to the text that a line of this width has room for, after a sign."""
+    shown, different = namer(labels, names, what), list(dict.fromkeys(names))
+    room = inches - text_width("\N{MULTIPLICATION SIGN} ", note_size()) / 72
+    return dict(zip(different, shorten([*map(shown, different)], room, note_size()), strict=True)).__getitem__
+
+
+def _widest(pairs: Sequence[str], shown: Callable[[str], str]) -> str:
+    """Return the pair whose names are the widest together."""
+    names = {name for pair in pairs for name in pair.split(" x ", 1)}
+    widths = {name: text_width(shown(name), note_size()) for name in names}
+    return max(pairs, key=lambda pair: sum(widths[name] for name in pair.split(" x ", 1)))
+
+
+def _format_pair(pair: str, inches: float, shown: Callable[[str], str]) -> str:
     """Return the name of a pair on one line, or on two if it is too long."""
     first, second = (shown(model) for model in pair.split(" x ", 1))
     one = f"{first} \N{MULTIPLICATION SIGN} {second}"
-    if text_width(one, note_size()) <= 72 * inches:
-        return one
-    return wrap([first, f"\N{MULTIPLICATION SIGN} {second}"], inches, note_size())
+    return one if text_width(one, note_size()) <= 72 * inches else f"{first}\n\N{MULTIPLICATION SIGN} {second}"
 
 
 def _format_heading(group: str, inches: float) -> str:
     """Return the heading of a group on one line, or on two if it is too long; bold text is wider."""
     if 1.15 * text_width(group, note_size()) <= 72 * inches:
         return group
-    return wrap(group.replace(": ", ":\n").split("\n"), inches, note_size())
+    return "\n".join(shorten(group.replace(": ", ":\n").split("\n"), inches / 1.15, note_size()))
 
 
 def _draw_value(one: xr.Dataset, name: str, ax: Axes, row: int, look: dict[str, Any]) -> dict[str, Artist]:
@@ -361,12 +379,12 @@ def _draw_value(one: xr.Dataset, name: str, ax: Axes, row: int, look: dict[str, 
     return drawn
 
 
-def _draw_controls(values: Mapping[str, float], ax: Axes, row: int) -> dict[str, Artist]:
-    """Draw the controls of a row; return the marks by their labels in the legend."""
+def _draw_controls(values: Mapping[str, float], ax: Axes, row: int, font_sizes: float) -> dict[str, Artist]:
+    """Draw the controls of a row that is so many font sizes high; return the marks by their labels in the legend."""
     return {
         f"control: {name}": ax.scatter(
             value,
-            row,
+            row + _OFFSETS[name] / font_sizes,
             marker=_CONTROLS[name],
             gid=name,
             facecolors=paper(),

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Unpack
 
 import numpy as np
@@ -15,6 +16,7 @@ from repsim.figures.canvas import FigureLayout, add_caption, fit_to_width, make_
 from repsim.figures.heatmaps import (
     arranged,
     check_dims,
+    check_intervals,
     draw,
     explain_overlays,
     label_of,
@@ -22,9 +24,19 @@ from repsim.figures.heatmaps import (
     unique_values,
 )
 from repsim.figures.lettering import set_fallback_fonts, wrap
-from repsim.figures.scales import Extend, ImageKeywords, ImageOptions, style_colour_bar
+from repsim.figures.scales import Extend, ImageKeywords, ImageOptions, IntervalStyle, style_colour_bar
 from repsim.figures.selection import iterate_pairs, pick
-from repsim.figures.styles import StyleName, em, in_style, is_styled, label_size, note_size, page_width, title_size
+from repsim.figures.styles import (
+    StyleName,
+    column_width,
+    em,
+    in_style,
+    is_styled,
+    label_size,
+    note_size,
+    page_width,
+    title_size,
+)
 from repsim.presentation.scales import declared, scale_of
 from repsim.presentation.stages import boundaries
 from repsim.runtime.deprecation import rename_keyword
@@ -47,6 +59,7 @@ def plot_grid(
     title: str | None = None,
     labels: Mapping[str, str] | None = None,
     order: Sequence[str] | None = None,
+    interval: IntervalStyle | None = None,
     width: float | None = None,
     style: StyleName | None = None,
     **image: Unpack[ImageKeywords],
@@ -63,13 +76,13 @@ def plot_grid(
         Measures to draw; by default all of a result, and the strictest kernel of a study.
     pairs : sequence of str, optional
         Pairs of models of a study, ``a x b``; by default all.
-    path, marks, labels, order, **image
-        As in `heatmap`. All panels share the norm of the colours.
+    path, marks, labels, order, interval, **image
+        As in `heatmap`. Panels without intervals are drawn without. All panels share the norm of the colours.
     title : str, optional
         Title of the figure.
     width : float, optional
         Width of the figure in inches; by default one page, or less if a few small panels do not fill it. With a style
-        it is one page.
+        it is one page, of one panel a column.
     style : {"nature", "neurips", "talk"}, optional
         Fonts, sizes and widths (`repsim.figures.style_context`).
 
@@ -88,12 +101,13 @@ def plot_grid(
     if not panels:
         raise InvalidInputError("there is nothing to draw: expected at least one pair of models and one measure")
     _check_one_kind(panels)
-    options = ImageOptions(**image)
+    check_intervals(panels, interval)
+    options = ImageOptions(**image, interval=interval)
     values = np.concatenate([np.asarray(panel.values, np.float64).ravel() for panel in panels])
     scale = scale_of(values, *declared(panels[0].attrs))
-    shared = ImageOptions(options.cmap, norm=options.colours(scale)[0], annotate=options.annotate, im_kw=options.im_kw)
+    shared = replace(options, vmin=None, vmax=None, norm=options.colours(scale)[0], cbar=True)
     names = list(dict.fromkeys(map(label_of, panels)))
-    page = page_width(width)
+    page = column_width(width) if len(panels) == 1 and is_styled() else page_width(width)
     places = _triangle_places(panels) or _row_places(panels, len(names), page)
     down, across = (max(place[k] for place in places) + 1 for k in (0, 1))
     if width is None and not is_styled():
@@ -233,7 +247,7 @@ def _caption(
     sentences += [options.reading] if options.reading else []
     if any(boundaries(panel[dim].values.tolist()) for panel in panels for dim in ("layer_a", "layer_b")):
         sentences.append("Dashed: stages.")
-    sentences += explain_overlays(panels, path=path, marks=marks)
+    sentences += explain_overlays(panels, path=path, marks=marks, interval=options.interval)
     if any(np.isnan(panel.values).any() for panel in panels):
         sentences.append("Hatched: no value.")
     return [" ".join(sentences)]

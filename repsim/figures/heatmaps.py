@@ -14,8 +14,9 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FuncFormatter, Locator
+from numpy.typing import NDArray
 
-from repsim.errors import InvalidInputError, UnknownNameError
+from repsim.errors import Argument, Function, InvalidInputError, Remedy, UnknownNameError
 from repsim.figures.canvas import (
     LARGEST,
     NARROW,
@@ -34,7 +35,7 @@ from repsim.figures.canvas import (
     settle,
 )
 from repsim.figures.lettering import escape_text, set_fallback_fonts, shorten, text_width, wrap
-from repsim.figures.scales import ImageKeywords, ImageOptions, add_colour_bar, draw_image, is_dark
+from repsim.figures.scales import ImageKeywords, ImageOptions, IntervalStyle, add_colour_bar, draw_image, is_dark
 from repsim.figures.styles import (
     LEADING,
     NOTE,
@@ -44,6 +45,7 @@ from repsim.figures.styles import (
     in_style,
     is_styled,
     label_size,
+    mark,
     note_size,
     page_width,
     points,
@@ -51,11 +53,13 @@ from repsim.figures.styles import (
 from repsim.presentation.scales import Scale, declared, scale_of
 from repsim.presentation.stages import boundaries, runs
 from repsim.results.chance import chance_in_words, chance_of
+from repsim.results.intervals import ends_of, interval_in_words
 from repsim.study.layer_matching import best_match
 from repsim.study.multiple_tests import holm
 
 _PANEL_SHARE = 0.92  # least share of a panel's length that remains after the text around it is laid out
 _CELL = 0.115  # inches: a layer name of nearly 7 points fits beside it
+_NUMBER_CELL = 0.26, 0.36  # inches: a value of two digits fits into a cell, or on it half of an interval
 _MAX_PANEL = 8.0  # inches: the longer side of a panel; only some layers are named if not all names fit
 _MAX_NAME = 2.4  # inches: a longer name of a layer is shortened
 _TYPICAL_NAME = 0.7  # inches: assumed width of names in a grid of small panels
@@ -104,6 +108,7 @@ def heatmap(
     annotate: bool | str = False,
     cbar: bool = True,
     im_kw: Mapping[str, Any] | None = None,
+    interval: IntervalStyle | None = None,
     title: str | None = None,
     labels: Mapping[str, str] | None = None,
     order: Sequence[str] | None = None,
@@ -156,6 +161,10 @@ def heatmap(
         Whether to draw the colour bar.
     im_kw : mapping, optional
         Keywords for `matplotlib.axes.Axes.imshow`.
+    interval : {"numbers", "chance"}, optional
+        How to show the intervals of a result of ``compare(..., interval=True)`` or of a pair of a study: as numbers,
+        value and half of the interval, in every cell; or as a square in every cell whose interval includes the chance
+        level, for more layers than have room for numbers. By default they are not shown.
     title : str, optional
         Title of the axes; by default none.
     labels : mapping of str to str, optional
@@ -176,8 +185,9 @@ def heatmap(
     Raises
     ------
     InvalidInputError
-        If ``da`` is not one variable with the layers of both sides, if ``marks`` is True and ``da`` has no p-values, or
-        if ``path`` is True and a side has several models.
+        If ``da`` is not one variable with the layers of both sides, if ``marks`` is True and ``da`` has no p-values, if
+        ``path`` is True and a side has several models, if ``interval`` is given and ``da`` has no intervals, or if
+        numbers would be too small to be read.
     UnknownNameError
         If ``labels`` or ``order`` has a name that ``da`` does not have.
 
@@ -196,7 +206,8 @@ def heatmap(
     'CKA (linear, debiased)'
     """
     (da,) = arranged([check_dims(da)], order, labels)
-    options = ImageOptions(cmap, vmin, vmax, norm, annotate, cbar, im_kw)
+    options = ImageOptions(cmap, vmin, vmax, norm, annotate, cbar, im_kw, interval)
+    check_intervals([da], interval)
     if ax is None:
         return _with_caption([da], options, stages=stages, path=path, marks=marks, title=title, width=width).axes[0]
     (across, up), names = room_of(ax), float(np.clip(0.45 * min(inches_of(ax)), 0.6, _MAX_NAME))
@@ -218,6 +229,7 @@ def figure(
     title: str | None = None,
     labels: Mapping[str, str] | None = None,
     order: Sequence[str] | None = None,
+    interval: IntervalStyle | None = None,
     width: float | None = None,
     style: StyleName | None = None,
     **image: Unpack[ImageKeywords],
@@ -233,8 +245,8 @@ def figure(
         Result of `repsim.compare`, or one of its variables.
     metrics : sequence of str, optional
         Names of variables or specs of metrics, in the order of the panels; by default all.
-    path, marks, labels, order, **image
-        As in `heatmap`.
+    path, marks, labels, order, interval, **image
+        As in `heatmap`. Measures without intervals are drawn without.
     title : str, optional
         Title of the figure.
     width : float, optional
@@ -252,7 +264,7 @@ def figure(
     UnknownNameError
         If the result does not have a metric, or a name in ``labels`` or ``order``.
     InvalidInputError
-        If there is nothing to draw.
+        If there is nothing to draw, or no measure has intervals that are to be shown.
     """
     if isinstance(result, xr.DataArray):
         result = result.to_dataset(name=result.name if result.name is not None else "value")
@@ -260,7 +272,8 @@ def figure(
     if not names:
         raise InvalidInputError("there is nothing to draw: expected at least one measure with dims (layer_a, layer_b)")
     panels = arranged([check_dims(result[name]) for name in names], order, labels)
-    options = ImageOptions(**image)
+    check_intervals(panels, interval)
+    options = ImageOptions(**image, interval=interval)
     return _with_caption(panels, options, stages=True, path=path, marks=marks, title=title, width=width)
 
 
@@ -275,9 +288,9 @@ def _with_caption(
     width: float | None,
 ) -> Figure:
     """Make a figure of panels with a caption that describes the comparison."""
-    overlays = explain_overlays(panels, path=path, marks=marks)
+    overlays = explain_overlays(panels, path=path, marks=marks, interval=options.interval)
     measure = f"{label_of(panels[0])}." if len(panels) == 1 and not options.cbar else ""
-    reading = " ".join(filter(None, [measure, options.reading, *overlays, *_unnamed(panels[0])]))
+    reading = " ".join(filter(None, [measure, options.reading, *overlays, *_unnamed(panels[0], options)]))
     caption = make_caption(panels[0], reading)
     return _make_panels(panels, caption, options, stages=stages, path=path, marks=marks, title=title, width=width)
 
@@ -388,7 +401,9 @@ def draw(
     values = np.asarray(da.values, dtype=np.float64)
     colours = scale or scale_of(values, *declared(da.attrs))
     square = scale is None and max(da.shape) <= _MAX_ASPECT * min(da.shape)
-    image = draw_image(ax, values, colours, options, aspect="equal" if square else "auto")
+    low, high = ends_of(da)
+    halves = (high - low) / 2 if options.interval == "numbers" else None
+    image = draw_image(ax, values, colours, options, halves=halves, aspect="equal" if square else "auto")
     if square:
         cell = min(height / da.shape[0], width / da.shape[1])
         height, width = cell * da.shape[0], cell * da.shape[1]
@@ -406,6 +421,8 @@ def draw(
         _draw_path(da, ax, cell)
     if marks or (marks is None and "p" in da.coords):
         _draw_marks(da, ax, image, cell)
+    if options.interval == "chance":
+        _draw_squares(da, ax, image, cell)
     if scale is None and options.cbar:
         sizes = points(SMALL, "xtick.labelsize"), points(TEXT, "axes.labelsize")
         sizes = sizes if size is None else (note_size(), label_size())
@@ -458,16 +475,16 @@ def _name_layers(
     # the readout of small panels is in the caption
     label = side_label(da, dim[-1]) if size is None else _model_label(da, dim[-1])
     size_of_label = points(TEXT, "axes.labelsize") if size is None else size
-    length = max(inches, least) if size is None else inches
+    length = max(inches, least) if size is None else _PANEL_SHARE * inches
     if size is not None and (name_width := max(text_width(name, small) for name in names) / 72) > _TYPICAL_NAME:
-        length = max(inches - name_width, 0.6)  # long names shrink small panels in a figure of fixed width
+        length = max(length - name_width, 0.75 * inches)  # long names shrink small panels in a figure of fixed width
     text = wrap(shorten([label], 1.8 * length, size_of_label), length, size_of_label)  # about two lines
     axis.set_label_text(text, fontsize=size_of_label)
 
 
-def _unnamed(panel: xr.DataArray) -> Iterator[str]:
+def _unnamed(panel: xr.DataArray, options: ImageOptions) -> Iterator[str]:
     """Yield a sentence if there is room for the names of some models only."""
-    width, height = _panel_size(panel)
+    width, height = _panel_size(panel, options)
     counts = {side: len(_model_spans(panel, side)) for side in "ab"}
     every, count = max(
         (_named_every(counts[side], inches), counts[side]) for side, inches in (("a", height), ("b", width))
@@ -489,7 +506,7 @@ def _draw_path(da: xr.DataArray, ax: Axes, cell: float) -> None:
     sign = 1 if da.attrs.get("sense", "similarity") == "similarity" else -1
     columns = da["match"].values if "match" in da.coords else best_match(sign * values).columns
     rows = np.flatnonzero(columns >= 0)
-    size = float(np.clip(cell / 3, 1.2, 4))
+    size = float(np.clip(cell / 3, 1.2, mark(4)))
     (drawn,) = ax.plot(
         columns[rows], rows, color="white", linewidth=size / 4, marker="o", markersize=size, markeredgewidth=0,
         gid="path", scalex=False, scaley=False,
@@ -504,10 +521,46 @@ def _draw_marks(da: xr.DataArray, ax: Axes, image: AxesImage, cell: float) -> No
             f"{label_of(da)} has no p-values to mark cells by; plain debiased CKA of a study has them (figures.pick)"
         )
     rows, columns = np.nonzero(holm(da["p"].values) > ALPHA)
-    dark = is_dark(image, np.asarray(da.values, np.float64)[rows, columns])
-    shades = np.where(dark[:, None], to_rgb("white"), to_rgb("black"))
-    size = float(np.clip(cell / 3, 1.5, 5))
+    size = float(np.clip(cell / 3, 1.5, mark(5)))
+    shades = _shades(da, image, rows, columns)
     ax.scatter(columns, rows, s=size**2, c=shades, marker="x", linewidths=size / 6, gid="marks")
+
+
+def _draw_squares(da: xr.DataArray, ax: Axes, image: AxesImage, cell: float) -> None:
+    """Draw a square in the cells whose interval includes the chance level, larger than a cross or a mark of a path."""
+    rows, columns = np.nonzero(_includes_chance(da))
+    size, shades = float(np.clip(cell / 2, 2.0, mark(9))), _shades(da, image, rows, columns)
+    ax.scatter(
+        columns, rows, s=size**2, facecolors="none", edgecolors=shades, marker="s", linewidths=size / 10, gid="interval"
+    )
+
+
+def _shades(
+    da: xr.DataArray, image: AxesImage, rows: NDArray[np.int_], columns: NDArray[np.int_]
+) -> list[tuple[float, float, float]]:
+    """Return the colours of marks in some cells: white on dark ones and black on bright ones."""
+    dark = is_dark(image, np.asarray(da.values, np.float64)[rows, columns])
+    return [to_rgb("white") if one else to_rgb("black") for one in dark]
+
+
+def _includes_chance(da: xr.DataArray) -> NDArray[np.bool_]:
+    """Return which cells have an interval that includes the mean value of unrelated layers."""
+    low, high = ends_of(da)
+    chance = chance_of(da)
+    if chance is None and np.isfinite(low).any():
+        raise InvalidInputError(f"the chance level of {label_of(da)} is not known; choose interval='numbers'")
+    return (low <= chance) & (chance <= high) if chance is not None else np.zeros(da.shape, bool)
+
+
+def check_intervals(panels: Sequence[xr.DataArray], interval: IntervalStyle | None) -> None:
+    """Raise `InvalidInputError` if intervals are to be shown and no panel has any."""
+    if interval is not None and not any(np.isfinite(ends_of(panel)).any() for panel in panels):
+        raise InvalidInputError(
+            f"{', '.join(dict.fromkeys(map(label_of, panels)))}: no intervals to show",
+            remedy=Remedy(
+                "compute those of debiased CKA with ", Function("repsim.compare"), " and ", Argument("interval", True)
+            ),
+        )
 
 
 def _model_spans(da: xr.DataArray, side: str) -> dict[str, tuple[int, int]]:
@@ -535,11 +588,12 @@ def name_formatter(names: Sequence[str]) -> FuncFormatter:
     return FuncFormatter(lambda at, _: names[round(at)] if 0 <= round(at) < len(names) else "")
 
 
-def _panel_size(panel: xr.DataArray) -> tuple[float, float]:
-    """Return the width and height in inches that the layers of a panel need."""
+def _panel_size(panel: xr.DataArray, options: ImageOptions) -> tuple[float, float]:
+    """Return the width and height in inches that the layers of a panel need, and numbers in its cells."""
     rows, columns = panel.shape
     most, fewest = max(rows, columns), min(rows, columns)
-    long = min(max(min(max(0.6 * most, 1.5), 2.8), _CELL * most), _MAX_PANEL)
+    cell = _NUMBER_CELL[options.interval == "numbers"] if options.annotate or options.interval == "numbers" else _CELL
+    long = min(max(min(max(0.6 * most, 1.5), 2.8), cell * most), _MAX_PANEL)
     short = long * max(fewest / most, 1 / _MAX_ASPECT)
     return (long, short) if columns >= rows else (short, long)
 
@@ -558,7 +612,7 @@ def _make_panels(
     """Make a figure whose panels have the size that their layers need, or of a width that panels share."""
     if width is None and is_styled():
         width = column_width() if len(panels) == 1 else page_width()
-    across, up = _panel_size(panels[0])
+    across, up = _panel_size(panels[0], options)
     ratio = up / across
     columns = min(len(panels), max(1, int(_MAX_WIDTH // (across + 1.5))))
     rows = math.ceil(len(panels) / columns)
@@ -621,14 +675,29 @@ def make_caption(da: xr.DataArray, reading: str = "Brighter: more similar.") -> 
     ]
 
 
-def explain_overlays(panels: Sequence[xr.DataArray], *, path: bool | None, marks: bool | None) -> Iterator[str]:
+def explain_overlays(
+    panels: Sequence[xr.DataArray], *, path: bool | None, marks: bool | None, interval: IntervalStyle | None = None
+) -> Iterator[str]:
     """Yield sentences that explain the path and the marks, if they are drawn."""
     if path or (path is None and any("match" in panel.coords for panel in panels)):
         yield "White line: the best order-preserving match of every row."
     if any(chance_in_words(panel) and chance_of(panel) is not None for panel in panels):
         yield "Bracket at the colour bar: the mean values of unrelated layers."
-    if marks or (marks is None and any("p" in panel.coords for panel in panels)):
-        yield f"Crosses: not above chance (p > {ALPHA}, Pearson III, after Holm over the cells of a panel)."
+    with_p = [panel for panel in panels if "p" in panel.coords]
+    if marks or (marks is None and with_p):
+        test = "Pearson III, after Holm over the cells of a panel"
+        if any((holm(panel["p"].values) > ALPHA).any() for panel in with_p):
+            yield f"Crosses: not above chance (p > {ALPHA}, {test})."
+        else:
+            yield f"All cells are above chance (p \N{LESS-THAN OR EQUAL TO} {ALPHA}, {test})."
+    with_interval = [panel for panel in panels if np.isfinite(ends_of(panel)).any()]
+    level = interval_in_words(with_interval[0]) if with_interval else ""
+    if interval == "numbers":
+        yield f"\N{PLUS-MINUS SIGN}: half of the {level} over samples."
+    elif interval == "chance":
+        several = any(_includes_chance(panel).any() for panel in with_interval)
+        of = f"the {level} over samples includes the mean of unrelated layers"
+        yield f"Squares: {of}." if several else f"In no cell {of}."
 
 
 def side_label(da: xr.DataArray, side: str, *notes: str) -> str:

@@ -25,6 +25,7 @@ _TYPES: dict[str, tuple[tuple[type, ...], str]] = {
     "norm": ((Normalize,), "a norm of matplotlib"),
     "annotate": ((bool, np.bool_, str), "True, False or a format such as '.2f'"),
     "cbar": ((bool, np.bool_), "True or False"),
+    "interval": ((str,), "'numbers' or 'chance'"),
     "im_kw": ((Mapping,), "a mapping of keywords of imshow"),
 }
 

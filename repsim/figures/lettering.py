@@ -20,7 +20,8 @@ from matplotlib.textpath import TextToPath
 from repsim.errors import MissingFontWarning
 
 ELLIPSIS = "\N{HORIZONTAL ELLIPSIS}"
-_PIECES = r"[^ .+_/-]*[ .+_/-]|[^ .+_/-]+"
+_WHOLE = r"(?:[^ .+_/-]| (?=%)|(?<=\d)\.(?=\d))"  # 0.05 and 95 % are not divided
+_PIECES = rf"{_WHOLE}*+[ .+_/-]|{_WHOLE}++"
 _FORMULA_FONTS = ("Last", "cm", "STIXNon", "STIXSize")
 """Fonts of matplotlib for formulas and missing characters, which have other symbols in place of letters."""
 _ESCAPE = re.compile(r"\\u[0-9a-f]{4}|\\U[0-9a-f]{8}")

@@ -43,6 +43,7 @@ from repsim.presentation.measures import traits
 from repsim.study.reading import axis_shares
 
 _MARK = 3.8  # points: size of a mark
+_LOWEST, _HIGHEST = 0.4, 0.85  # heights of the axes, as shares of the width
 _DIRECTIONS = 16  # of a name around its point
 _FEW_MODELS = 12
 """Largest number of models of which every name has a place, at the end of a long line if need be."""
@@ -109,7 +110,9 @@ def plot_map(
     if places.shape[1] < 2 or not parts.any():
         raise InvalidInputError(f"there is nothing to draw: under {measure} all models are in one place")
     own = ax is None
-    ax = make_axes(width, 0.85 * width) if ax is None else ax
+    extent = np.ptp(places, axis=0)  # models on a line need no square, which would be empty
+    ratio = float(np.clip(1.6 * extent[1] / max(extent[0], 1e-9), _LOWEST, _HIGHEST))
+    ax = make_axes(width, ratio * width) if ax is None else ax
     style_axes(ax, f"axis 1 ({parts[0]:.0%} of squared distances)", f"axis 2 ({parts[1]:.0%})")
     ax.set_aspect("equal", adjustable="datalim")
     several = max(clusters) > 0
@@ -121,6 +124,8 @@ def plot_map(
             marker=MARKERS[distinct_families.index(family) if several_families else 0],
             edgecolors=paper(), linewidths=stroke(0.5), zorder=3, gid="model",
         )  # fmt: skip
+    edge = 0.08 * extent.max()  # the layout may shrink margins, but not cut off an outline
+    ax.update_datalim([places.min(axis=0) - edge, places.max(axis=0) + edge])
     ax.margins(0.22)
     for axis in (ax.xaxis, ax.yaxis):
         axis.set_major_locator(MaxNLocator(5))

@@ -1,6 +1,6 @@
 """Draw the similarity of every two models as a matrix, ordered by a dendrogram."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, Unpack, cast
 
 import numpy as np
@@ -147,21 +147,27 @@ def plot_models(
         reading = "matched on one half of the samples and measured on the other" if value == "split_half" else ""
         along = f"Mean along matching layers{', ' * bool(reading)}{reading}."
         linkage = " Order: average linkage." if tree is not None else ""
-        every = LayerLocator(ax.yaxis, count, note_size()).tick_values(0, count)
-        named = f" One in {every[1]:.0f} models is named." if len(every) > 1 and every[1] > 1 else ""
-        _finish(ax, footnote(study, f"{along}{linkage}{named}"))
+        _finish(ax, lambda named: footnote(study, f"{along}{linkage}{named}"))
     return ax
 
 
-def _finish(ax: Axes, caption: Sequence[str]) -> None:
-    """Lay out the figure so that the matrix is as high as it is wide."""
-    figure = ax.figure.figure
-    finish_layout(figure, caption)
-    box = ax.get_position(original=True).size * figure.get_size_inches()
-    figure.set_figheight(figure.get_figheight() + box[0] - box[1])
-    layout = figure.get_layout_engine()
-    assert isinstance(layout, FigureLayout)
-    layout.attach(figure)
+def _finish(ax: Axes, caption: Callable[[str], Sequence[str]]) -> None:
+    """Lay out the figure so that the matrix is as high as it is wide, with a caption that says how many are named."""
+    figure, named = ax.figure.figure, ""
+    height = figure.get_figheight()
+    for _ in range(2):  # how many names have room is known after the layout
+        figure.set_figheight(height)
+        finish_layout(figure, caption(named))
+        box = ax.get_position(original=True).size * figure.get_size_inches()
+        figure.set_figheight(figure.get_figheight() + box[0] - box[1])
+        layout = figure.get_layout_engine()
+        assert isinstance(layout, FigureLayout)
+        layout.attach(figure)
+        ax.apply_aspect()
+        every = ax.yaxis.get_major_locator()()
+        if named or len(every) < 2 or every[1] == 1:
+            return
+        named = f" One in {every[1]:.0f} models is named."
 
 
 def _draw_tree(ax: Axes, joints: NDArray[np.float64]) -> None:

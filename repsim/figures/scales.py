@@ -15,9 +15,9 @@ from matplotlib.transforms import Affine2DBase, ScaledTranslation, blended_trans
 from numpy.typing import NDArray
 
 from repsim.errors import InvalidInputError, UnknownNameError
-from repsim.figures.canvas import style_ticks
+from repsim.figures.canvas import NUMBER, fit_numbers, style_ticks
 from repsim.figures.lettering import wrap
-from repsim.figures.styles import em, frame, ink, note_size
+from repsim.figures.styles import em, frame, ink
 from repsim.presentation.scales import GREEN, MAGMA, Scale, mixed
 
 Extend = Literal["neither", "min", "max", "both"]
@@ -28,6 +28,7 @@ _EXTEND: dict[tuple[bool, bool], Extend] = {
     (True, True): "both",
 }
 _STEPS = 512
+IntervalStyle = Literal["numbers", "chance"]
 _LUMINANCE = np.array([0.2126, 0.7152, 0.0722])
 
 
@@ -54,10 +55,13 @@ class ImageOptions:
     annotate: bool | str = False
     cbar: bool = True
     im_kw: Mapping[str, Any] | None = field(default=None)
+    interval: IntervalStyle | None = None
 
     def __post_init__(self) -> None:
         if self.norm is not None and not (self.vmin is None and self.vmax is None):
             raise InvalidInputError("a norm has limits of its own; give either norm, or vmin and vmax")
+        if self.interval not in {None, "numbers", "chance"}:
+            raise InvalidInputError(f"expected interval='numbers' or interval='chance', got {self.interval!r}")
         check_colour_map(self.cmap)
 
     def colours(self, scale: Scale) -> tuple[Any, Any]:
@@ -112,10 +116,19 @@ def colour_map(scale: Scale, low: float | None, high: float | None) -> ScaleColo
     return ScaleColours(np.concatenate(both), "repsim")
 
 
-def draw_image(ax: Axes, values: NDArray[np.float64], scale: Scale, options: ImageOptions, **place: Any) -> AxesImage:
+def draw_image(
+    ax: Axes,
+    values: NDArray[np.float64],
+    scale: Scale,
+    options: ImageOptions,
+    *,
+    halves: NDArray[np.float64] | None = None,
+    **place: Any,
+) -> AxesImage:
     """Draw values as an image, row 0 below, in the colours of a scale or of the caller.
 
-    While the image has the colour map of the scale, new limits (``image.set_clim``) keep the colours of values below 0.
+    Below the number of a cell is half of its interval, if there are ``halves``. While the image has the colour map of
+    the scale, new limits (``image.set_clim``) keep the colours of values below 0.
     """
     norm, colours = options.colours(scale)
     look: dict[str, Any] = {"origin": "lower", "interpolation": "nearest", "norm": norm, "cmap": colours}
@@ -130,25 +143,33 @@ def draw_image(ax: Axes, values: NDArray[np.float64], scale: Scale, options: Ima
             changed.set_cmap(colour_map(scale, *now))
 
     image.callbacks.connect("changed", follow)
-    if options.annotate:
-        _annotate(ax, image, values, ".2f" if options.annotate is True else str(options.annotate))
+    if options.annotate or halves is not None:
+        form = str(options.annotate) if isinstance(options.annotate, str) else ".2f"
+        _annotate(ax, image, values, _numbers(values, halves, form))
     return image
 
 
-def _annotate(ax: Axes, image: AxesImage, values: NDArray[np.float64], form: str) -> None:
-    """Write the value into every cell, in white on dark cells and in black on bright ones."""
-    box = ax.get_window_extent()
-    texts = [[f"{value:z{form}}" if np.isfinite(value) else "" for value in row] for row in values]
-    longest = max(len(text) for row in texts for text in row) or 1
-    room = 72 / ax.figure.dpi * min(box.width / values.shape[1] / (0.7 * longest), box.height / values.shape[0] / 1.5)
-    size = float(np.clip(room, 2.0, note_size()))
-    dark = is_dark(image, values)
-    for (row, column), value in np.ndenumerate(values):
+def _numbers(values: NDArray[np.float64], halves: NDArray[np.float64] | None, form: str) -> NDArray[np.object_]:
+    """Return the text of every cell: the value, and below it half of its interval; empty where there is no value."""
+    texts = np.full(values.shape, "", object)
+    for at, value in np.ndenumerate(values):
         if np.isfinite(value):
+            texts[at] = f"{value:z{form}}"
+            if halves is not None and np.isfinite(halves[at]):
+                texts[at] += f"\n\N{PLUS-MINUS SIGN}{halves[at]:{form}}"
+    return texts
+
+
+def _annotate(ax: Axes, image: AxesImage, values: NDArray[np.float64], texts: NDArray[np.object_]) -> None:
+    """Write a text into every cell, in white on dark cells and in black on bright ones."""
+    dark = is_dark(image, values)
+    for (row, column), text in np.ndenumerate(texts):
+        if text:
             ax.text(
-                column, row, texts[row][column], ha="center", va="center", fontsize=size, gid="number",
+                column, row, text, ha="center", va="center", gid=NUMBER, linespacing=1.1,
                 color="white" if dark[row, column] else "black",
             )  # fmt: skip
+    fit_numbers(ax)
 
 
 def is_dark(image: AxesImage, values: NDArray[np.float64]) -> NDArray[np.bool_]:

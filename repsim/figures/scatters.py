@@ -26,7 +26,7 @@ from repsim.figures.canvas import (
 from repsim.figures.heatmaps import check_dims, label_of, make_caption, select_variables
 from repsim.figures.lettering import escape_text, wrap
 from repsim.figures.selection import values_of_pairs
-from repsim.figures.styles import StyleName, column_width, in_style, mark, note_size, stroke
+from repsim.figures.styles import StyleName, column_width, in_style, legend_size, mark, note_size, stroke
 from repsim.presentation.measures import traits
 from repsim.results.variables import RELATIONS
 from repsim.runtime.deprecation import rename_keyword
@@ -104,7 +104,7 @@ def plot_measures(
     above = 0.0
     if "" not in groups:
         legend = add_legend_above(ax, ncols=3, handletextpad=0.1)
-        above = legend.get_window_extent().height / ax.figure.figure.dpi
+        above = legend.get_window_extent().height / ax.figure.figure.dpi + legend.borderaxespad * legend_size() / 72
     write_above(ax, [wrap([_format_correlations(x[both], y[both])], inches_of(ax)[0], note_size())], above)
     set_title(ax, title)
     if own:

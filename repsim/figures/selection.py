@@ -10,8 +10,10 @@ from numpy.typing import NDArray
 from repsim.errors import UnknownNameError
 from repsim.figures.canvas import check_pairs, resolve_measure
 from repsim.presentation.measures import traits
-from repsim.results.variables import CHANCE
+from repsim.results.variables import CHANCE, ENDS
 
+_LEVEL = 0.95
+"""Level of the intervals of a study."""
 _MOST_GROUPS = 6
 """Largest number of groups of pairs in a figure."""
 
@@ -58,7 +60,9 @@ def pick(study: xr.Dataset, pair: str, measure: str | None = None) -> xr.DataArr
     swapped = " x ".join(reversed(pair.split(" x ")))
     if pair not in names and swapped not in names:
         raise UnknownNameError("pair of this study", pair, names)
-    needed = [name for name in ("value", "chance", "p", "match") if name in study]  # others would cost most of the time
+    needed = [
+        name for name in ("value", "low", "high", "chance", "p", "match") if name in study
+    ]  # others would cost most of the time
     at = study[needed].sel(measure=measure, pair=pair if pair in names else swapped)
     a, b = (str(at[f"pair_{side}"].item()) for side in "ab")
     rows, columns = study["model_a"].values == a, study["model_b"].values == b
@@ -84,6 +88,10 @@ def pick(study: xr.Dataset, pair: str, measure: str | None = None) -> xr.DataArr
         one = one.assign_attrs(chance=kind)
         if kind == "known":
             one = one.assign_coords({measure + CHANCE: (one.dims, levels)})
+    if {"low", "high"} <= set(table) and declares.sense == "similarity" and table["low"].notnull().any():
+        ends = dict(zip(ENDS, ("low", "high"), strict=True))
+        one = one.assign_coords({measure + end: (one.dims, table[name].values) for end, name in ends.items()})
+        one = one.assign_attrs(interval=_LEVEL)
     if not np.isnan(table["p"].values).all():
         one = one.assign_coords(p=(one.dims, table["p"].values))
     direction = 0

@@ -443,7 +443,7 @@ def test_the_commands_take_the_look_of_figures(tmp_path: Path) -> None:
     done = run(*pair, *look, *names, "-o", tmp_path / "a.svg")
     assert done.exit_code == 0, done.output
     text = (tmp_path / "a.svg").read_text()
-    assert width_of(tmp_path / "a.svg") == pytest.approx(STYLES["nature"].page, abs=1e-5)
+    assert width_of(tmp_path / "a.svg") == pytest.approx(STYLES["nature"].column, abs=1e-5)
     for shown in (">Title<", ">conv<", ">blocks.1<", "Arial"):
         assert shown in text
     assert ">layer2.0<" not in text
