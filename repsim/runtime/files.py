@@ -72,6 +72,10 @@ def lock(file: int, path: Path) -> None:
             pass  # the file system has no locks
 
 
+def _lock_path(path: Path) -> Path:
+    return path.parent.resolve() / f".{path.name}.lock"
+
+
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Lock ``path`` against other processes during the block; raise `OutputError` if another process holds the lock.
@@ -80,7 +84,7 @@ def locked(path: Path) -> Iterator[None]:
     HDF5 locks the files that it writes. The lock of a killed process is released by the operating system; the next
     process removes the lock file.
     """
-    lock_path = path.parent.resolve() / f".{path.name}.lock"
+    lock_path = _lock_path(path)
     owner = os.getpid(), threading.get_ident()
     if _LOCKS.get(lock_path) == owner:
         yield
@@ -115,19 +119,37 @@ def locked(path: Path) -> Iterator[None]:
 
 
 @contextmanager
+def reserved(path: Path, *, overwrite: bool) -> Iterator[None]:
+    """Lock ``path`` during the block, for work whose result will be saved there; remove what a killed process left.
+
+    Raises
+    ------
+    OutputError
+        If the file cannot be written, must not be replaced, or another process is writing it; before the work.
+    """
+    interrupts.check()
+    try:
+        check_output(path, overwrite=overwrite)
+    except OutputError:
+        remove_partial(path)  # of a process that was killed after it had finished the file
+        raise
+    with locked(path):
+        check_output(path, overwrite=overwrite)  # another process may have written it in the meantime
+        with suppress(OSError):
+            partial_path(path).unlink()  # what a killed process left, or a link to another file
+        yield
+
+
+@contextmanager
 def replacing(path: Path, *, overwrite: bool) -> Iterator[Path]:
     """Yield a temporary path to write to, and rename it to ``path`` if the block ends without an exception."""
-    interrupts.check()
-    check_output(path, overwrite=overwrite)
     partial = partial_path(path)
 
     def remove() -> None:
         with suppress(OSError):  # an earlier exception is more useful
             partial.unlink()
 
-    with locked(path), interrupts.cleaned_up(remove):
-        check_output(path, overwrite=overwrite)  # another process may have written it in the meantime
-        remove()  # what a killed process left, or a link to another file
+    with reserved(path, overwrite=overwrite), interrupts.cleaned_up(remove):
         try:
             yield partial
             sync(partial)
@@ -211,9 +233,11 @@ def sync_folder(folder: Path) -> None:
 
 
 def remove_partial(path: Path) -> None:
-    """Remove the temporary file that a killed process left beside ``path``, unless another process is writing it."""
-    with suppress(OutputError), locked(path):
-        partial_path(path).unlink(missing_ok=True)
+    """Remove the files that a killed process left beside ``path``, unless another process is writing it."""
+    with suppress(OSError):  # also OutputError
+        if os.path.lexists(partial_path(path)) or _lock_path(path).exists():
+            with locked(path):  # which removes the lock file
+                partial_path(path).unlink(missing_ok=True)
 
 
 def format_size(size: float) -> str:

@@ -1,0 +1,155 @@
+"""Commands that the durability tests disturb: their input, their arguments, and the contents of what they write."""
+
+import importlib
+import pkgutil
+import re
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+
+import repsim.metrics
+from durability.helpers import Fork, relative
+from durability.stores import bits
+from repsim.errors import StoreError
+from repsim.results.files import open_result_or_study
+from repsim.testing.examples import write_networks
+
+TARGETS = {"compare": "result.nc", "universality": "study.nc", "run": "study.nc", "report": "report.html"}
+"""Commands, each with the file in its folder that is locked while it runs."""
+MEASURES = ["-m", "cka", "-m", "procrustes", "-m", "mutual_knn"]
+STUDY = """\
+models: [digits_vit.seed0, {name: digits_vit, weights: random, seed: 3}, digits_vit.seed1]
+data: {source: digits, split: test, limit: 64}
+layers: blocks.*
+metrics: [cka]
+batch_size: 4
+together: 1
+permutations: 19
+draws: 20
+"""
+DATES = {"created", "command"}
+"""Attributes that may differ between two runs: the date, and the path in the command."""
+DATE = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(\+00:00|Z)?")
+
+
+def prepare(place: Path) -> Path:
+    """Write the input of all commands, and import what they need, so that their forks need not."""
+    for name in (
+        "repsim.cli",
+        "repsim.extraction",
+        "repsim.pipeline",
+        "plotly.offline",
+        "repsim.extractors.timm_models",
+    ):
+        importlib.import_module(name)
+    for module in pkgutil.iter_modules(repsim.metrics.__path__):
+        importlib.import_module(f"repsim.metrics.{module.name}")
+    inputs = place / "inputs"
+    inputs.mkdir()
+    for store in write_networks(inputs, np.random.default_rng(0), 60, learned=0.7, seen=0.5, depth=4):
+        store.close()
+    words = ["universality", *sorted(inputs.glob("*.h5")), "-m", "cka", "--permutations", 99, "-o", inputs / "page.nc"]
+    with Fork(words, place / "stderr") as job:  # no work in this process: threads of torch do not survive a fork
+        code, _, stderr = job.end()
+    if code:
+        raise click.ClickException(f"the input cannot be made: {stderr}")
+    shutil.rmtree(inputs / "page.nc.parts")
+    return inputs
+
+
+def arguments(name: str, inputs: Path, out: Path) -> list[object]:
+    """Return the arguments of a command that writes into the folder ``out``, and only there."""
+    stores = sorted(inputs.glob("*.h5"))
+    target = out / TARGETS[name]
+    if name == "compare":
+        return ["compare", *stores, *MEASURES, "-o", target]
+    if name == "universality":
+        return ["universality", *stores[:4], "-m", "cka", "-m", "mutual_knn", "--permutations", 19, "-o", target]
+    if name == "report":
+        return ["report", inputs / "page.nc", "-o", target, "--overwrite"]
+    file = out.with_suffix(".yaml")
+    if not file.exists():
+        file.write_text(STUDY)
+    return ["run", file]
+
+
+def contents(folder: Path, only: Callable[[str], bool] = lambda _: True) -> dict[str, Any]:
+    """Return the contents of all files by name, without dates; they are equal however often a command is stopped."""
+    names = {str(path): folder / path for path in relative(folder)} if folder.exists() else {}
+    return {name: content(path) for name, path in sorted(names.items()) if only(name)}
+
+
+def content(path: Path) -> Any:
+    """Return what is in a file, without dates: arrays to the bit. Of a damaged file it is the error."""
+    if path.suffix == ".nc":
+        try:
+            data = open_result_or_study(path)
+        except StoreError as error:
+            return str(error)
+        values: dict[str, Any] = {
+            str(name): (variable.dims, str(variable.dtype), variable.values.tobytes())
+            for name, variable in data.variables.items()
+        }
+        return values | {f"attribute {key}": value for key, value in data.attrs.items() if key not in DATES}
+    if path.suffix == ".h5":
+        return bits(path)
+    if path.suffix == ".html":
+        return DATE.sub("DATE", path.read_text("utf-8"))
+    return path.read_bytes()
+
+
+def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """Return the names of the files that differ, and of the values in them."""
+    names = []
+    for name in sorted({*one, *other}):
+        a, b = one.get(name), other.get(name)
+        if isinstance(a, dict) and isinstance(b, dict):
+            names += [f"{name}: {key}" for key in sorted({*a, *b}) if a.get(key) != b.get(key)]
+        elif a != b:
+            names.append(f"{name} is {'missing' if a is None else 'left over' if b is None else 'different'}")
+    return names
+
+
+def undisturbed(name: str, inputs: Path, place: Path) -> tuple[dict[str, Any], float]:
+    """Run a command twice without disturbing it; return what it writes, and its seconds."""
+    runs = []
+    for k in range(2):
+        out = place / f"undisturbed{k}"
+        with Fork(arguments(name, inputs, out), place / "stderr") as job:
+            code, _, stderr = job.end()
+            seconds = job.seconds
+        if code:
+            raise click.ClickException(f"repsim {name}, undisturbed, failed: {stderr}")
+        runs.append(contents(out))
+        remove(out)
+    if names := differences(*runs):
+        raise click.ClickException(f"two undisturbed runs of repsim {name} differ: {names}")
+    return runs[0], seconds
+
+
+def remove(out: Path) -> None:
+    """Remove the folder of a run, and its study file."""
+    shutil.rmtree(out, ignore_errors=True)
+    out.with_suffix(".yaml").unlink(missing_ok=True)
+
+
+def which(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the argument COMMANDS, which are all by default."""
+    names = click.Choice(list(TARGETS))
+    return click.argument(
+        "names", nargs=-1, type=names, metavar="[COMMANDS]", callback=lambda _, __, v: v or names.choices
+    )(function)
+
+
+def tracebacks(stderr: str) -> bool:
+    return "Traceback" in stderr or "Segmentation" in stderr or "HDF5-DIAG" in stderr
+
+
+def exists_already(name: str, code: int, stderr: str, out: Path) -> bool:
+    """Return whether the command was refused in one line because an earlier run has finished the file."""
+    one = stderr.count("\n") == 1 and f"{TARGETS[name]} exists; use --overwrite" in stderr
+    return name == "universality" and code == 2 and one and (out / TARGETS[name]).exists()
