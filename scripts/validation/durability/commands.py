@@ -5,6 +5,7 @@ import pkgutil
 import re
 import shutil
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import click
 import numpy as np
 
 import repsim.metrics
-from durability.helpers import Fork, relative
+from durability.helpers import Fork, Report, relative
 from durability.stores import bits
 from repsim.errors import StoreError
 from repsim.results.files import open_result_or_study
@@ -114,21 +115,71 @@ def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
     return names
 
 
-def undisturbed(name: str, inputs: Path, place: Path) -> tuple[dict[str, Any], float]:
-    """Run a command twice without disturbing it; return what it writes, and its seconds."""
-    runs = []
-    for k in range(2):
-        out = place / f"undisturbed{k}"
-        with Fork(arguments(name, inputs, out), place / "stderr") as job:
+@dataclass(frozen=True)
+class Subject:
+    """One command that is disturbed, with what undisturbed runs of it have written."""
+
+    name: str
+    report: Report
+    place: Path
+    """Folder of everything."""
+    inputs: Path
+    wanted: dict[str, Any]
+    """Contents of the files that it has to write."""
+    seconds: float
+
+    @property
+    def out(self) -> Path:
+        return self.place / self.name
+
+    @property
+    def words(self) -> list[object]:
+        return arguments(self.name, self.inputs, self.out)
+
+    def fork(self, log: str = "stderr") -> Fork:
+        return Fork(self.words, self.place / log)
+
+    def run(self) -> tuple[int, str]:
+        """Run the command to its end; return exit code and stderr."""
+        with self.fork() as job:
+            code, _, stderr = job.end()
+        return code, stderr
+
+    def exists_already(self, code: int, stderr: str) -> bool:
+        """Return whether the command was refused in one line because an earlier run has finished the file."""
+        target = self.out / TARGETS[self.name]
+        one = stderr.count("\n") == 1 and f"{target.name} exists; use --overwrite" in stderr
+        return self.name == "universality" and code == 2 and one and target.exists()
+
+    def check_finished(self, what: str) -> None:
+        """Check that all files are those of an undisturbed run, and that there are no others; remove them."""
+        names = differences(contents(self.out), self.wanted)
+        self.report.check(not names, f"{self.name}, {what}: it differs from an undisturbed run: {names}")
+        remove(self.out)
+
+    def check_unfinished(self, what: str) -> None:
+        """Check that files with their final names are those of an undisturbed run, as far as they are there."""
+        whole = contents(self.out, lambda name: name in self.wanted)
+        names = differences(whole, {name: self.wanted[name] for name in whole})
+        self.report.check(not names, f"{self.name}, {what}: files have their names and are not finished: {names}")
+
+
+def undisturbed(name: str, report: Report, inputs: Path, place: Path) -> Subject:
+    """Run a command twice without disturbing it, and return what it has written."""
+    runs: list[dict[str, Any]] = []
+    for _ in range(2):
+        subject = Subject(name, report, place, inputs, {}, 0.0)
+        with subject.fork() as job:
             code, _, stderr = job.end()
             seconds = job.seconds
         if code:
             raise click.ClickException(f"repsim {name}, undisturbed, failed: {stderr}")
-        runs.append(contents(out))
-        remove(out)
+        runs.append(contents(subject.out))
+        remove(subject.out)
     if names := differences(*runs):
         raise click.ClickException(f"two undisturbed runs of repsim {name} differ: {names}")
-    return runs[0], seconds
+    click.echo(f"{name}, undisturbed: {seconds:.1f} s")
+    return Subject(name, report, place, inputs, runs[0], seconds)
 
 
 def remove(out: Path) -> None:
@@ -147,9 +198,3 @@ def which(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def tracebacks(stderr: str) -> bool:
     return "Traceback" in stderr or "Segmentation" in stderr or "HDF5-DIAG" in stderr
-
-
-def exists_already(name: str, code: int, stderr: str, out: Path) -> bool:
-    """Return whether the command was refused in one line because an earlier run has finished the file."""
-    one = stderr.count("\n") == 1 and f"{TARGETS[name]} exists; use --overwrite" in stderr
-    return name == "universality" and code == 2 and one and (out / TARGETS[name]).exists()

@@ -18,8 +18,8 @@ from rich.console import Console
 from rich.table import Table
 
 import repsim
-from durability.commands import TARGETS, arguments, contents, differences, prepare, remove, tracebacks, undisturbed
-from durability.helpers import Fork, Report, litter, relative, workplace
+from durability.commands import TARGETS, Subject, prepare, remove, tracebacks, undisturbed
+from durability.helpers import Report, litter, relative, workplace
 from repsim.cli import main as repsim_command
 from repsim.errors import StoreError
 from repsim.results import digest
@@ -28,6 +28,7 @@ from repsim.results.files import open_result_or_study
 PATIENCE = 10
 """CPU seconds after which a command counts as hanging; the limit for wall time is twelve times as long."""
 DAMAGED = ("a bit", "eight bytes", "truncated", "16 zeros", "512 zeros", "a value")
+UNFINISHED = ("a bit", "eight bytes", "truncated", "16 zeros")
 FORGED = (
     "a bit, correct digest",
     "eight bytes, correct digest",
@@ -199,38 +200,32 @@ def trials(
             done += 1
 
 
-def resumed(name: str, count: int, seed: int, report: Report, place: Path, inputs: Path) -> Counter[str]:
+def resumed(subject: Subject, count: int, seed: int) -> Counter[str]:
     """Damage one of the files that an interrupted run has left, and run the command again; return the outcomes.
 
     It has to finish with the files of an undisturbed run, or to refuse the file in one line that names it.
     """
-    wanted, _ = undisturbed(name, inputs, place)
-    rng, out, whole = np.random.default_rng([seed, 9]), place / name, place / "whole"
-    with Fork(arguments(name, inputs, out), place / "stderr") as job:
-        job.end()
+    name, out, check, whole = subject.name, subject.out, subject.report.check, subject.place / "whole"
+    rng, outcomes = np.random.default_rng([seed, len(name)]), Counter[str]()
+    subject.run()
     out.rename(whole)
-    outcomes: Counter[str] = Counter()
     for k in range(count):
         shutil.copytree(whole, out)
-        arguments(name, inputs, out)  # writes the study file
         if name == "universality" or k % 2:
             (out / TARGETS[name]).unlink()  # as if it had been killed before
-        files = [path for path in relative(out) if path.suffix in {".part", ".h5", ".nc"}]
-        path, kind = out / files[int(rng.integers(len(files)))], DAMAGED[k % (len(DAMAGED) - 1)]
-        data = path.read_bytes()
-        size = min(int(kind.split(maxsplit=1)[0]), len(data) - 1) if "zeros" in kind else 0
-        path.write_bytes(damage(data, f"{size} zeros" if size else kind, rng))
+        files = sorted(path for path in relative(out) if path.suffix in {".part", ".h5", ".nc"})
+        path, kind = out / files[int(rng.integers(len(files)))], UNFINISHED[k % len(UNFINISHED)]
+        path.write_bytes(damage(path.read_bytes(), kind, rng))
         label = f"{name}, {path.relative_to(out)}, {kind}"
-        with Fork(arguments(name, inputs, out), place / "stderr") as job:
-            code, _, stderr = job.end()
+        code, stderr = subject.run()
         errors = [line for line in stderr.splitlines() if line.startswith("Error:")]
         named = len(errors) == 1 and path.name in errors[0]
-        report.check(not tracebacks(stderr) and (code == 0 or (code == 2 and named)), f"{label}: {code}: {stderr}")
-        report.check(not litter(out), f"{label}: left behind: {litter(out)}")
+        check(not tracebacks(stderr) and (code == 0 or (code == 2 and named)), f"{label}: {code}: {stderr}")
+        check(not litter(out), f"{label}: left behind: {litter(out)}")
         if code == 0:
-            names = differences(contents(out), wanted)
-            report.check(not names, f"{label}: it differs from an undisturbed run: {names}")
-        outcomes[f"{path.suffix} {'refused in one line' if code else 'read, or computed again: equal'}"] += 1
+            subject.check_finished(label)
+        outcomes[f"{path.suffix} {'refused in one line' if code else 'computed again: equal'}"] += 1
+        click.echo(f"{label}: {code}: {errors[0] if errors else 'equal'}")
         remove(out)
     shutil.rmtree(whole)
     return outcomes
@@ -266,8 +261,8 @@ def damage_files(count: int, fitting: int, folders: int, seed: int, *, open_only
                     bar.update(1)
         inputs = prepare(folder) if folders else folder
         for name in ("universality", "run") if folders else ():
-            for outcome, times in sorted(resumed(name, folders, seed, report, folder, inputs).items()):
-                report.table.add_row(f"{name}: {outcome}", str(times))
+            for result, times in sorted(resumed(undisturbed(name, report, inputs, folder), folders, seed).items()):
+                report.table.add_row(f"{name}: {result}", str(times))
     table = Table("damage", "files", "outcome", title=f"{count} damaged and {fitting} forged files, seed {seed}")
     for (kind, result), times in sorted(outcomes.items()):
         table.add_row(kind, str(times), result)

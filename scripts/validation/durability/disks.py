@@ -3,88 +3,61 @@
 import os
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import click
 import numpy as np
 
-from durability.commands import (
-    TARGETS,
-    arguments,
-    contents,
-    differences,
-    exists_already,
-    prepare,
-    remove,
-    tracebacks,
-    undisturbed,
-    which,
-)
-from durability.helpers import Fork, Report, fill_up, litter, mounted, workplace
+from durability.commands import TARGETS, Subject, prepare, tracebacks, undisturbed, which
+from durability.helpers import Report, fill_up, litter, mounted, workplace
 
 SIZE = 16 * 2**20
 """Bytes of the file system; no command needs as much."""
 
 
-@dataclass
-class Case:
-    """One command, on a small file system."""
+@dataclass(frozen=True)
+class OnDisk(Subject):
+    """Command that writes on another disk than that of its input and its messages."""
 
-    name: str
-    report: Report
-    place: Path
-    inputs: Path
-    small: Path
-    wanted: dict[str, Any]
-    outcomes: Counter[str] = field(default_factory=Counter)
+    disk: Path
 
     @property
     def out(self) -> Path:
-        return self.small / "out"
+        return self.disk / "out"
 
-    def call(self) -> tuple[int, str]:
-        """Run the command; return exit code and stderr, which is on another disk."""
-        with Fork(arguments(self.name, self.inputs, self.out), self.place / "stderr") as job:
-            code, _, stderr = job.end()
-        return code, stderr
 
-    def with_space(self) -> int:
-        """Run the command with enough space, check what it has written and remove it; return the bytes it needed."""
-        arguments(self.name, self.inputs, self.out)  # writes the study file
-        before = os.statvfs(self.small)
-        code, stderr = self.call()
-        needed = (before.f_bavail - os.statvfs(self.small).f_bavail) * before.f_bsize
-        fine = code == 0 or exists_already(self.name, code, stderr, self.out)
-        self.report.check(fine, f"{self.name}, with enough space: exit code {code}: {stderr}")
-        names = differences(contents(self.out), self.wanted)
-        self.report.check(not names, f"{self.name}, with enough space: it differs: {names}")
-        remove(self.out)
-        return needed
+def with_space(subject: Subject) -> int:
+    """Run the command with enough space, check what it has written and remove it; return the bytes it needed."""
+    _ = subject.words  # writes the study file
+    before = os.statvfs(subject.out.parent)
+    code, stderr = subject.run()
+    needed = (before.f_bavail - os.statvfs(subject.out.parent).f_bavail) * before.f_bsize
+    fine = code == 0 or subject.exists_already(code, stderr)
+    subject.report.check(fine, f"{subject.name}, with enough space: exit code {code}: {stderr}")
+    subject.check_finished("with enough space")
+    return needed
 
-    def full(self, free: int) -> None:
-        """Run the command twice with little space, and check that it ends in one line and leaves nothing."""
-        arguments(self.name, self.inputs, self.out)
-        filler, check, label = self.small / "filler", self.report.check, f"{self.name}, {free // 1024} KiB free"
-        fill_up(filler)
-        os.truncate(filler, max(0, filler.stat().st_size - free))
-        for _ in range(2):
-            code, stderr = self.call()
-            errors = [line for line in stderr.splitlines() if line.startswith("Error:")]
-            refused = (
-                code == 2 and len(errors) == 1 and "No space left on device" in errors[0]
-            ) or "the disk has" in stderr
-            check(not tracebacks(stderr) and (refused or code == 0), f"{label}: exit code {code}: {stderr}")
-            whole = contents(self.out, lambda name: name in self.wanted)
-            names = differences(whole, {name: self.wanted[name] for name in whole})
-            check(not names, f"{label}: files have their names and are not finished: {names}")
-            check(not litter(self.out), f"{label}: left behind: {litter(self.out)}")
-            self.outcomes["in one line" if code else "with enough space"] += 1
-            click.echo(f"{label}: {code}: {errors[0] if errors else 'finished'}")
-            if code == 0:
-                break
-        filler.unlink()
+
+def full(subject: Subject, free: int, outcomes: Counter[str]) -> None:
+    """Run the command twice with little space, and check that it ends in one line and leaves nothing."""
+    _ = subject.words  # writes the study file
+    filler, check, label = subject.out.parent / "filler", subject.report.check, f"{free // 1024} KiB free"
+    fill_up(filler)
+    os.truncate(filler, max(0, filler.stat().st_size - free))
+    for _ in range(2):
+        code, stderr = subject.run()
+        errors = [line for line in stderr.splitlines() if line.startswith("Error:")]
+        one = code == 2 and len(errors) == 1 and ("No space left" in errors[0] or "the disk has" in errors[0])
+        ended = f"{subject.name}, {label}: exit code {code}: {stderr}"
+        check(not tracebacks(stderr) and (one or code == 0), ended)
+        subject.check_unfinished(label)
+        check(not litter(subject.out), f"{subject.name}, {label}: left behind: {litter(subject.out)}")
+        outcomes["ended in one line" if code else "had enough space"] += 1
+        click.echo(f"{subject.name}, {label}: {code}: {errors[0] if errors else 'finished'}")
+        if code == 0:
+            break
+    filler.unlink()
 
 
 @click.command()
@@ -108,14 +81,14 @@ def disks(names: Sequence[str], times: int, seed: int) -> None:
     with workplace() as place:
         inputs = prepare(place)
         for name in names:
-            wanted, _ = undisturbed(name, inputs, place)
             rng = np.random.default_rng([seed, list(TARGETS).index(name)])
+            elsewhere, outcomes = undisturbed(name, report, inputs, place), Counter[str]()
             with mounted(place / f"disk-{name}", "tmpfs", SIZE) as small:
-                case = Case(name, report, place, inputs, small, wanted)
-                needed = case.with_space()
+                subject = OnDisk(**vars(elsewhere), disk=small)
+                needed = with_space(subject)
                 for _ in range(times):
-                    case.full(4096 * int(rng.uniform(0, 1) * needed / 4096))
-                    case.with_space()
-            text = ", ".join(f"{count} ended {how}" for how, count in case.outcomes.items())
+                    full(subject, 4096 * int(rng.uniform(0, 1) * needed / 4096), outcomes)
+                    with_space(subject)
+            text = ", ".join(f"{count} {how}" for how, count in outcomes.items())
             report.table.add_row(name, f"{times} disks, {needed / 1000:.0f} kB needed: {text}; then equal bit for bit")
     report.end()

@@ -9,24 +9,12 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import click
 import numpy as np
 
-from durability.commands import (
-    TARGETS,
-    arguments,
-    contents,
-    differences,
-    exists_already,
-    prepare,
-    remove,
-    tracebacks,
-    undisturbed,
-    which,
-)
-from durability.helpers import REPSIM, Fork, Report, Run, litter, relative, wait_until, workplace
+from durability.commands import TARGETS, Subject, prepare, tracebacks, undisturbed, which
+from durability.helpers import REPSIM, Report, Run, litter, relative, wait_until, workplace
 from repsim.runtime.files import partial_path
 
 CODES = {signal.SIGTERM: 143, signal.SIGHUP: 129, signal.SIGINT: 130, signal.SIGKILL: -9}
@@ -70,13 +58,8 @@ def changed(path: Path) -> tuple[int, int]:
 class Case:
     """State of a command that is stopped repeatedly, with the files of undisturbed runs as reference."""
 
-    name: str
-    report: Report
+    subject: Subject
     rng: np.random.Generator
-    place: Path
-    inputs: Path
-    wanted: dict[str, Any]
-    total: float
     signals: Sequence[int]
     phases: Counter[str] = field(default_factory=Counter)
     seconds: list[float] = field(default_factory=list)
@@ -89,22 +72,18 @@ class Case:
         return len(self.seconds)
 
     @property
-    def out(self) -> Path:
-        return self.place / self.name
-
-    @property
     def complete(self) -> bool:
         """Whether the last file of `universality` is there, which the same command would refuse to replace."""
-        return self.name == "universality" and (self.out / TARGETS[self.name]).exists()
+        name = self.subject.name
+        return name == "universality" and (self.subject.out / TARGETS[name]).exists()
 
     def finish(self, code: int, stderr: str, *, complete: bool = False) -> None:
         """Check that a run that was not stopped has the files of the undisturbed run, and no others."""
-        check, label = self.report.check, f"{self.name}, after signal {self.done}"
-        fine = code == 0 or (complete and exists_already(self.name, code, stderr, self.out))
-        check(fine and not tracebacks(stderr), f"{label}: a run that was not stopped ended with {code}: {stderr}")
-        names = differences(contents(self.out), self.wanted)
-        check(not names, f"{label}: it differs from the undisturbed run: {names}")
-        remove(self.out)
+        subject, label = self.subject, f"after signal {self.done}"
+        fine = code == 0 or (complete and subject.exists_already(code, stderr))
+        ended = f"{subject.name}, {label}: a run that was not stopped ended with {code}: {stderr}"
+        subject.report.check(fine and not tracebacks(stderr), ended)
+        subject.check_finished(label)
         self.finished += 1
 
     def aim(self, job: Run) -> None:
@@ -114,17 +93,18 @@ class Case:
         if set(self.signals) != {signal.SIGKILL}:
             wait_until(lambda: (m := caught.search(status.read_text())) and int(m[1], 16) >> 14 & 1, job)
         if self.rng.random() < 0.5:
-            wait_until(lambda: False, job, self.rng.uniform(0, self.total))
+            wait_until(lambda: False, job, self.rng.uniform(0, self.subject.seconds))
         else:
-            path = self.out / str(self.rng.choice(SHORT[self.name]))
+            path = self.subject.out / str(self.rng.choice(SHORT[self.subject.name]))
             before = changed(path)
             wait_until(lambda: changed(path) != before, job, every=0)
             time.sleep(self.rng.uniform(0, 0.005))
 
     def stop(self, signum: int, *, plain: bool) -> None:
         """Start the command and send a signal, unless the command ends before."""
-        command, before = arguments(self.name, self.inputs, self.out), litter(self.out)
-        with Run([*REPSIM, *command]) if plain else Fork(command, self.place / "stderr") as job:
+        subject = self.subject
+        out, before = subject.out, litter(subject.out)
+        with Run([*REPSIM, *subject.words]) if plain else subject.fork() as job:
             self.aim(job)
             running = job.running()
             if running:
@@ -139,21 +119,19 @@ class Case:
             self.finish(code, stderr)
             return
         self.seconds.append(time.monotonic() - sent)
-        step = stage(self.out, self.name)
+        step = stage(out, subject.name)
         self.phases[step] += 1
-        label = f"{self.name}, {signal.Signals(signum).name} {self.done}: {step}"
-        click.echo(f"{label}; ended in {self.seconds[-1]:.2f} s")
-        self.judge(label, signum, code, stderr)
+        label = f"{signal.Signals(signum).name} {self.done}: {step}"
+        click.echo(f"{subject.name}, {label}; ended in {self.seconds[-1]:.2f} s")
+        self.judge(f"{subject.name}, {label}", signum, code, stderr)
         if signum != signal.SIGKILL:
-            left = litter(self.out) - before  # a later run removes the temporary files that a kill leaves
-            self.report.check(not left, f"{label}: left behind: {left}")
-        whole = contents(self.out, lambda name: name in self.wanted)
-        names = differences(whole, {name: self.wanted[name] for name in whole})
-        self.report.check(not names, f"{label}: files have their names and are not finished: {names}")
+            left = litter(out) - before  # a later run removes the temporary files that a kill leaves
+            subject.report.check(not left, f"{subject.name}, {label}: left behind: {left}")
+        subject.check_unfinished(label)
 
     def judge(self, label: str, signum: int, code: int, stderr: str) -> None:
         """Check the exit code and that stderr has exactly one line about the signal."""
-        check, lines = self.report.check, stderr.splitlines()
+        check, lines = self.subject.report.check, stderr.splitlines()
         check(code == CODES[signal.Signals(signum)], f"{label}: exit code {code}: {stderr}")
         check(not tracebacks(stderr) and "Aborted" not in stderr, f"{label}: {stderr}")
         if signum != signal.SIGKILL:
@@ -171,16 +149,13 @@ def stop_commands(title: str, names: Sequence[str], signals: Sequence[int], coun
     with workplace() as place:
         inputs = prepare(place)
         for name in names:
-            wanted, total = undisturbed(name, inputs, place)
-            click.echo(f"{name}, undisturbed: {total:.1f} s")
+            subject = undisturbed(name, report, inputs, place)
             rng = np.random.default_rng([seed, list(TARGETS).index(name)])
-            case, tries = Case(name, report, rng, place, inputs, wanted, total, signals), 0
-            while case.done < count or case.out.exists():
-                if case.done >= count or case.complete or (case.out.exists() and rng.random() < 1 / 3):
+            case, tries = Case(subject, rng, signals), 0
+            while case.done < count or subject.out.exists():
+                if case.done >= count or case.complete or (subject.out.exists() and rng.random() < 1 / 3):
                     complete = case.complete
-                    with Fork(arguments(name, inputs, case.out), place / "stderr") as job:
-                        code, _, stderr = job.end()
-                    case.finish(code, stderr, complete=complete)
+                    case.finish(*subject.run(), complete=complete)
                 else:
                     tries += 1
                     case.stop(signals[case.done % len(signals)], plain=tries % 6 == 0)

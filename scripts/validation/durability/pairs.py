@@ -13,19 +13,7 @@ from typing import Any
 import click
 import numpy as np
 
-from durability.commands import (
-    MEASURES,
-    TARGETS,
-    arguments,
-    content,
-    contents,
-    differences,
-    exists_already,
-    prepare,
-    remove,
-    undisturbed,
-    which,
-)
+from durability.commands import MEASURES, TARGETS, Subject, content, prepare, remove, undisturbed, which
 from durability.helpers import Fork, Report, relative, wait_until, workplace
 
 REFUSED = "another process is writing "
@@ -66,59 +54,49 @@ def refused(code: int, stderr: str) -> bool:
     return code == 2 and stderr.count("\n") == 1 and stderr.startswith(f"Error: {REFUSED}")
 
 
-def second_while_stopped(
-    name: str, report: Report, rng: np.random.Generator, place: Path, inputs: Path, wanted: dict[str, Any], total: float
-) -> str:
+def second_while_stopped(subject: Subject, rng: np.random.Generator) -> str:
     """Pause a command somewhere after its first file, and check that a second one is refused and changes nothing."""
-    out = place / name
-    command = arguments(name, inputs, out)
-    with Fork(command, place / "stderr") as first:
+    check, out, name = subject.report.check, subject.out, subject.name
+    with subject.fork() as first:
         wait_until(lambda: out.exists() and relative(out), first, every=0.0005)
-        wait_until(lambda: False, first, rng.uniform(0, 0.6 * total))
+        wait_until(lambda: False, first, rng.uniform(0, 0.6 * subject.seconds))
         if not first.running():
             first.end()
             remove(out)
             return "late"
         os.kill(first.process.pid, signal.SIGSTOP)
-        with Fork(command, place / "stderr2") as second:
+        with subject.fork("stderr2") as second:
             try:
                 code, _, stderr = second.end()
             finally:
                 seconds = second.seconds
                 os.kill(first.process.pid, signal.SIGCONT)
         ended, _, message = first.end()
-    if ended == 0 and name == "universality" and exists_already(name, code, stderr, out):
+    if ended == 0 and subject.exists_already(code, stderr):
         remove(out)
         return "late"  # the first had saved its file already
-    report.check(refused(code, stderr), f"{name}: the second of two was not refused in one line: {code}: {stderr}")
-    report.check(ended == 0, f"{name}: the first of two ended with {ended}: {message}")
-    names = differences(contents(out), wanted)
-    report.check(not names, f"{name}: the first of two differs from an undisturbed run: {names}")
-    remove(out)
+    check(refused(code, stderr), f"{name}: the second of two was not refused in one line: {code}: {stderr}")
+    check(ended == 0, f"{name}: the first of two ended with {ended}: {message}")
+    subject.check_finished("the first of two")
     return f"refused after {seconds:.1f} s"
 
 
-def both(
-    name: str, report: Report, rng: np.random.Generator, place: Path, inputs: Path, wanted: dict[str, Any], total: float
-) -> str:
+def both(subject: Subject, rng: np.random.Generator) -> str:
     """Start two commands at random moments; one has to finish, and the other to finish or to be refused."""
-    out = place / name
-    command = arguments(name, inputs, out)
-    with Fork(command, place / "stderr") as first:
-        time.sleep(rng.uniform(0, total) if rng.random() < 0.5 else rng.uniform(0, 0.02))
-        with Fork(command, place / "stderr2") as second:
+    check, name = subject.report.check, subject.name
+    with subject.fork() as first:
+        time.sleep(rng.uniform(0, subject.seconds) if rng.random() < 0.5 else rng.uniform(0, 0.02))
+        with subject.fork("stderr2") as second:
             ends = [first.end(), second.end()]
     words = []
     for code, _, stderr in ends:
         word = "finished" if code == 0 else "refused" if refused(code, stderr) else "WRONG"
-        if word == "WRONG" and exists_already(name, code, stderr, out):
+        if word == "WRONG" and subject.exists_already(code, stderr):
             word = "exists"
-        report.check(word != "WRONG", f"{name}: one of two ended with {code}: {stderr}")
+        check(word != "WRONG", f"{name}: one of two ended with {code}: {stderr}")
         words.append(word)
-    report.check("finished" in words, f"{name}: none of two finished: {ends}")
-    names = differences(contents(out), wanted)
-    report.check(not names, f"{name}: what two wrote differs from an undisturbed run: {names}")
-    remove(out)
+    check("finished" in words, f"{name}: none of two finished: {ends}")
+    subject.check_finished("two at random moments")
     return " and ".join(sorted(words))
 
 
@@ -180,20 +158,20 @@ def pairs(names: Sequence[str], times: int, seed: int) -> None:
     with workplace() as place:
         inputs = prepare(place)
         for name in names:
-            wanted, total = undisturbed(name, inputs, place)
+            subject = undisturbed(name, report, inputs, place)
             rng = np.random.default_rng([seed, list(TARGETS).index(name)])
             paused: Counter[str] = Counter()
             started: Counter[str] = Counter()
             reads: Counter[str] = Counter()
-            with reading(place / name / TARGETS[name], wanted, reads, place):
+            with reading(place / name / TARGETS[name], subject.wanted, reads, place):
                 for _ in range(4 * times):
-                    outcome = second_while_stopped(name, report, rng, place, inputs, wanted, total)
+                    outcome = second_while_stopped(subject, rng)
                     paused[outcome.partition(" after")[0]] += 1
                     click.echo(f"{name}, the first is paused: {outcome}")
                     if paused["refused"] == times:
                         break
                 for _ in range(times):
-                    started[both(name, report, rng, place, inputs, wanted, total)] += 1
+                    started[both(subject, rng)] += 1
             report.check(not any("DAMAGED" in what for what in reads), f"{name}: readers saw {reads}")
             texts = [", ".join(f"{count} {word}" for word, count in counts.items()) for counts in (paused, started)]
             seen = ", ".join(f"{count:,} {word}" for word, count in reads.items())

@@ -4,23 +4,14 @@ import json
 import os
 import signal
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 import click
 import numpy as np
 
-from durability.commands import (
-    STUDY,
-    arguments,
-    contents,
-    differences,
-    prepare,
-    remove,
-    tracebacks,
-    undisturbed,
-    which,
-)
+from durability.commands import STUDY, Subject, arguments, contents, prepare, remove, tracebacks, undisturbed, which
 from durability.helpers import Report, Run, wait_until, worker, workplace
 from repsim.testing.examples import write_networks
 
@@ -55,14 +46,14 @@ def variants(name: str, inputs: Path, other: Path, out: Path) -> dict[str, list[
         return cases
     elsewhere = [other / word.name if isinstance(word, Path) and word.parent == inputs else word for word in words]
     if name == "report":
-        return {"study": elsewhere}
+        return {}  # only the first process makes the page
     fewer = [word for word in words if word != words[2]]
     metrics = [word for word in words if word != "mutual_knn"]
     del metrics[metrics.index("-o") - 1]  # its -m
     cases = {"stores": elsewhere, "fewer stores": fewer, "metrics": metrics}
     if name == "compare":
         return cases | {"--interval": [*words, "--interval"], "--all": [*words[:3], *words[9:], "--all"]}
-    return cases | {"--seed": [*words, "--seed", 5], "--controls": [*words, "--family", "a=cnn*"]}
+    return cases | {"--seed": [*words, "--seed", 5], "--family": [*words, "--family", "a=cnn*"]}
 
 
 class Launch(Run):
@@ -82,23 +73,46 @@ class Launch(Run):
         return [path.read_text() for path in sorted(self.logs.glob("*/attempt_*/*/stderr.log"))]
 
 
-def differing(
-    name: str, what: str, report: Report, place: Path, ranks: Sequence[Sequence[object]], out: Path
-) -> str:  # fmt: skip
-    """Run a command whose processes differ; check that it ends with one error and without a file."""
-    label = f"{name}, {len(ranks)} processes, the last has other {what}"
-    with Launch(place, ranks) as job:
+def differing(subject: Subject, what: str, world: int, last: Sequence[object]) -> str:
+    """Run a command whose last process differs; check that it ends with one error and without a file."""
+    label, check = f"{subject.name}, {world} processes, the last has other {what}", subject.report.check
+    with Launch(subject.place, [*[subject.words] * (world - 1), last]) as job:
         code, _, stderr = job.end()
         texts, seconds = job.texts(), job.seconds
     errors = [line for text in texts for line in text.splitlines() if line.startswith("Error:")]
     shown = "\n".join(texts) or stderr
-    report.check(code and len(errors) == 1, f"{label}: exit code {code}, {len(errors)} errors: {shown}")
-    report.check(not any(map(tracebacks, texts)), f"{label}: {shown}")
-    left = sorted(contents(out))
-    report.check(not left, f"{label}: it has written {left}")
+    check(code and len(errors) == 1, f"{label}: exit code {code}, {len(errors)} errors: {shown}")
+    check(not any(map(tracebacks, texts)), f"{label}: {shown}")
+    left = sorted(contents(subject.out))
+    check(not left, f"{label}: it has written {left}")
     click.echo(f"{label}, {seconds:.0f} s: {errors[0] if errors else shown}")
-    remove(out)
-    return errors[0].partition("differ: ")[2].partition(" than")[0] if errors else "WRONG"
+    remove(subject.out)
+    return f"other {what}" if errors else "WRONG"
+
+
+def equal(subject: Subject, world: int) -> None:
+    """Run a command in several equal processes, and compare its files with those of the plain command."""
+    with Launch(subject.place, [subject.words] * world) as job:
+        code, _, stderr = job.end()
+        texts, seconds = job.texts(), job.seconds
+    label = f"{world} equal processes"
+    subject.report.check(code == 0, f"{subject.name}, {label}: exit code {code}: {texts or stderr}")
+    subject.check_finished(label)
+    click.echo(f"{subject.name}, {label}, {seconds:.0f} s: {code}")
+
+
+def dying(subject: Subject, world: int) -> None:
+    """Kill the last process as soon as there is a file; torchrun starts all of them again."""
+    with Launch(subject.place, [subject.words] * world, restarts=2) as job:
+        killed = wait_until(lambda: contents(subject.out, lambda name: not name.startswith(".")), job)
+        if killed:
+            os.kill(worker(job, world - 1), signal.SIGKILL)
+        code, _, stderr = job.end()
+        texts = job.texts()
+    label = f"one of {world} processes killed"
+    subject.report.check(killed and code == 0, f"{subject.name}, {label}: exit code {code}: {texts or stderr}")
+    subject.check_finished(label)
+    click.echo(f"{subject.name}, {label}: {code}")
 
 
 @click.command()
@@ -121,49 +135,14 @@ def ranks(names: Sequence[str], worlds: Sequence[int]) -> None:
         other.mkdir()
         for store in write_networks(other, np.random.default_rng(1), 60, learned=0.7, seen=0.5, depth=4):
             store.close()
-        (other / "page.nc").write_bytes((inputs / "page.nc").read_bytes())
         for name in names:
-            wanted, _ = undisturbed(name, inputs, place)
-            out, refused = place / name, []
+            subject, refused = undisturbed(name, report, inputs, place), Counter[str]()
             for world in worlds:
-                words = arguments(name, inputs, out)
-                equal(name, report, place, [words] * world, out, wanted)
+                equal(subject, world)
                 if name != "report":
-                    dying(name, report, place, [words] * world, out, wanted)
-                for what, last in variants(name, inputs, other, out).items():
-                    words = arguments(name, inputs, out)
-                    refused.append(differing(name, what, report, place, [words] * (world - 1) + [last], out))
-            report.table.add_row(f"{name}, {', '.join(map(str, worlds))} processes", "; ".join(refused))
+                    dying(subject, world)
+                for what, last in variants(name, inputs, other, subject.out).items():
+                    refused[differing(subject, what, world, last)] += 1
+            text = ", ".join(f"{count} with {what}" for what, count in refused.items())
+            report.table.add_row(f"{name}, {', '.join(map(str, worlds))} processes", f"equal; refused: {text}")
     report.end()
-
-
-def equal(
-    name: str, report: Report, place: Path, ranks: Sequence[Sequence[object]], out: Path, wanted: dict[str, object]
-) -> None:
-    """Run a command in several equal processes, and compare its files with those of the plain command."""
-    with Launch(place, ranks) as job:
-        code, _, stderr = job.end()
-        texts, seconds = job.texts(), job.seconds
-    report.check(code == 0, f"{name}, {len(ranks)} processes: exit code {code}: {texts or stderr}")
-    left = differences(contents(out), wanted)
-    report.check(not left, f"{name}, {len(ranks)} processes: it differs from the plain command: {left}")
-    click.echo(f"{name}, {len(ranks)} equal processes, {seconds:.0f} s: {left or 'equal'}")
-    remove(out)
-
-
-def dying(
-    name: str, report: Report, place: Path, ranks: Sequence[Sequence[object]], out: Path, wanted: dict[str, object]
-) -> None:
-    """Kill the last process as soon as there is a file; torchrun starts all of them again."""
-    with Launch(place, ranks, restarts=2) as job:
-        killed = wait_until(lambda: contents(out, lambda name: not name.startswith(".")), job)
-        if killed:
-            os.kill(worker(job, len(ranks) - 1), signal.SIGKILL)
-        code, _, stderr = job.end()
-        texts = job.texts()
-    label = f"{name}, one of {len(ranks)} processes killed"
-    report.check(killed and code == 0, f"{label}: exit code {code}: {texts or stderr}")
-    left = differences(contents(out), wanted)
-    report.check(not left, f"{label}: it differs from the plain command: {left}")
-    click.echo(f"{label}: {left or 'equal'}")
-    remove(out)

@@ -10,7 +10,7 @@ import click
 import numpy as np
 
 from durability.helpers import Report, workplace
-from durability.stores import arrays, stores
+from durability.stores import arrays
 from repsim.errors import StoreError
 from repsim.stores import extents, layout, reader
 from repsim.stores.store import open_store, verify
@@ -117,7 +117,7 @@ def forgeries(original: bytes, offsets: Sequence[int], count: int, rng: np.rando
     return changes
 
 
-@stores.command()
+@click.command()
 @click.option("--every", default=1, show_default=True, help="Only try every Nth bit.")
 @click.option("--files", default=30_000, show_default=True, help="Number of forged files.")
 @click.option("--seed", default=0, show_default=True, help="Seed of the forged files.")
