@@ -34,7 +34,8 @@ draws: 20
 """
 DATES = {"created", "command"}
 """Attributes that may differ between two runs: the date, and the path in the command."""
-DATE = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(\+00:00|Z)?")
+DATE = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(\+00:00|Z)?|\"[0-9a-f]{8}\"")
+"""A date, or the checksum of a store, which covers the date in it."""
 
 
 def prepare(place: Path) -> Path:
@@ -79,9 +80,16 @@ def arguments(name: str, inputs: Path, out: Path) -> list[object]:
 
 
 def contents(folder: Path, only: Callable[[str], bool] = lambda _: True) -> dict[str, Any]:
-    """Return the contents of all files by name, without dates; they are equal however often a command is stopped."""
+    """Return the contents of all files by name, without dates; they are equal however often a command is stopped.
+
+    The names of parts depend on the checksums of stores, which `run` makes anew: its parts have one entry, "parts".
+    """
     names = {str(path): folder / path for path in relative(folder)} if folder.exists() else {}
-    return {name: content(path) for name, path in sorted(names.items()) if only(name)}
+    values = {name: content(path) for name, path in sorted(names.items()) if only(name)}
+    if (folder / "acts").exists():
+        parts = [values.pop(name) for name in list(values) if name.endswith(".part")]
+        values |= {"parts": sorted(parts)} if parts else {}
+    return values
 
 
 def content(path: Path) -> Any:
@@ -95,7 +103,8 @@ def content(path: Path) -> Any:
             str(name): (variable.dims, str(variable.dtype), variable.values.tobytes())
             for name, variable in data.variables.items()
         }
-        return values | {f"attribute {key}": value for key, value in data.attrs.items() if key not in DATES}
+        texts = {key: DATE.sub("DATE", str(value)) for key, value in data.attrs.items() if key not in DATES}
+        return values | {f"attribute {key}": value for key, value in texts.items()}
     if path.suffix == ".h5":
         return bits(path)
     if path.suffix == ".html":

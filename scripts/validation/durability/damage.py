@@ -73,12 +73,14 @@ def heap_objects(data: bytes) -> list[int]:
 
 @cache
 def similarities(data: bytes) -> list[int]:
-    """Return the offsets of the values of CKA in a file."""
+    """Return the offsets of similarities in a file."""
     with tempfile.NamedTemporaryFile(suffix=".nc") as file:
         Path(file.name).write_bytes(data)
-        values = open_result_or_study(file.name)["cka"].values
+        result = open_result_or_study(file.name)
+    values = result["cka" if "cka" in result else "value"].values  # of a result, or of a study
     start = data.find(values.tobytes())
-    assert start > 0, "the values are not stored as plain bytes"
+    if start < 0:
+        raise click.ClickException("the values are not stored as plain bytes")
     return [start + 8 * k for k in range(values.size)]
 
 

@@ -97,7 +97,7 @@ class Case:
         else:
             path = self.subject.out / str(self.rng.choice(SHORT[self.subject.name]))
             before = changed(path)
-            wait_until(lambda: changed(path) != before, job, every=0)
+            wait_until(lambda: changed(path) != before, job, every=0.0002)
             time.sleep(self.rng.uniform(0, 0.005))
 
     def stop(self, signum: int, *, plain: bool) -> None:
