@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -19,7 +19,7 @@ from repsim.extraction.runs import Extracted, Listeners, extract_steps, plan_ext
 from repsim.report.page import write_report
 from repsim.results.files import open_study, save_result
 from repsim.runtime.events import Note, UpToDate, log_notes
-from repsim.runtime.files import check_output, replacing, reserved
+from repsim.runtime.files import check_output, remove_partial, replacing, reserved
 from repsim.runtime.memory import parse_size
 from repsim.runtime.options import fields_of
 from repsim.runtime.processes import ranks
@@ -153,7 +153,7 @@ def study_steps(
     protocol, target = plan.protocol, plan.target
     listeners: Listeners = progress if callable(progress) else lambda _: progress
     stores: dict[int, Path] = {}
-    with ranks() as me, reserved(target, overwrite=True) if me.first else nullcontext():
+    with ranks() as me, _locked(target) if me.first else nullcontext():
         # locked from here on: a second run fails now and not after hours, when the study already exists
         try:
             for event in extract_steps(
@@ -181,10 +181,24 @@ def study_steps(
             return
         if earlier is not None:
             yield UpToDate(target, "holds this study already")
-            if not (plan.out / "study.yaml").exists():  # the run that saved the study was killed right then
+            remove_partial(plan.out / "study.yaml")  # the run that saved the study was killed right then, or
+            if not (plan.out / "study.yaml").exists():  # shortly before
                 _keep_text(str(study.attrs["study_file"]), plan.out)
         yield Studied(study, target)
         yield from _draw(study, protocol, plan.out)
+
+
+@contextmanager
+def _locked(target: Path) -> Iterator[None]:
+    """Lock the study during the block; a new folder in which nothing was written is removed."""
+    new = not target.parent.exists()
+    try:
+        with reserved(target, overwrite=True):
+            yield
+    finally:
+        if new:
+            with suppress(OSError):  # it is not empty
+                target.parent.rmdir()
 
 
 def _conduct(
