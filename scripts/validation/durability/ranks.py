@@ -48,8 +48,8 @@ def variants(name: str, inputs: Path, other: Path, out: Path) -> dict[str, list[
     if name == "report":
         return {}  # only the first process makes the page
     fewer = [word for word in words if word != words[2]]
-    metrics = [word for word in words if word != "mutual_knn"]
-    del metrics[metrics.index("-o") - 1]  # its -m
+    at = words.index("mutual_knn")
+    metrics = [*words[: at - 1], *words[at + 1 :]]
     cases = {"stores": elsewhere, "fewer stores": fewer, "metrics": metrics}
     if name == "compare":
         return cases | {"--interval": [*words, "--interval"], "--all": [*words[:3], *words[9:], "--all"]}
