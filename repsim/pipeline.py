@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -19,7 +19,7 @@ from repsim.extraction.runs import Extracted, Listeners, extract_steps, plan_ext
 from repsim.report.page import write_report
 from repsim.results.files import open_study, save_result
 from repsim.runtime.events import Note, UpToDate, log_notes
-from repsim.runtime.files import check_output, locked, remove_partial, replacing
+from repsim.runtime.files import check_output, remove_partial, replacing, reserved
 from repsim.runtime.memory import parse_size
 from repsim.runtime.options import fields_of
 from repsim.runtime.processes import ranks
@@ -153,7 +153,8 @@ def study_steps(
     protocol, target = plan.protocol, plan.target
     listeners: Listeners = progress if callable(progress) else lambda _: progress
     stores: dict[int, Path] = {}
-    with ranks() as me:
+    with ranks() as me, _locked(target) if me.first else nullcontext():
+        # locked from here on: a second run fails now and not after hours, when the study already exists
         try:
             for event in extract_steps(
                 plan.models, protocol.data, plan.out / "acts", plan.options, listeners=listeners, command=command
@@ -164,29 +165,40 @@ def study_steps(
         except OtherSettingsError as error:  # overwrite=True of a study replaces the study, but no stores
             error.remedy = Remedy("delete it, or name another folder with the key `out`")
             raise
-        # a second run fails now and not after hours, when the study already exists
-        with locked(target) if me.first else nullcontext():
-            earlier = None
+        earlier = None
+        if me.first:
+            earlier = None if overwrite or not target.exists() else _same_study(plan, list(stores.values()))
+        study = earlier
+        if me.broadcast(earlier is None):
             if me.first:
-                earlier = None if overwrite or not target.exists() else _same_study(plan, list(stores.values()))
-            study = earlier
-            if me.broadcast(earlier is None):
-                if me.first:
-                    check_output(target, overwrite=overwrite)
-                paths = me.broadcast([stores[k] for k in sorted(stores)])
-                study = _conduct(plan, paths, progress, command).assign_attrs(study_file=plan.text)
-                if me.first:
-                    save_result(study, target, overwrite=overwrite)
-                    _keep_text(plan.text, plan.out)
-            if not me.first or study is None:
-                return
-            if earlier is not None:
-                yield UpToDate(target, "holds this study already")
-                remove_partial(target)
-                if not (plan.out / "study.yaml").exists():  # the run that saved the study was killed right then
-                    _keep_text(str(study.attrs["study_file"]), plan.out)
-            yield Studied(study, target)
-            yield from _draw(study, protocol, plan.out)
+                check_output(target, overwrite=overwrite)
+            paths = me.broadcast([stores[k] for k in sorted(stores)])
+            study = _conduct(plan, paths, progress, command).assign_attrs(study_file=plan.text)
+            if me.first:
+                save_result(study, target, overwrite=overwrite)
+                _keep_text(plan.text, plan.out)
+        if not me.first or study is None:
+            return
+        if earlier is not None:
+            yield UpToDate(target, "holds this study already")
+            remove_partial(plan.out / "study.yaml")  # the run that saved the study was killed right then, or
+            if not (plan.out / "study.yaml").exists():  # shortly before
+                _keep_text(str(study.attrs["study_file"]), plan.out)
+        yield Studied(study, target)
+        yield from _draw(study, protocol, plan.out)
+
+
+@contextmanager
+def _locked(target: Path) -> Iterator[None]:
+    """Lock the study during the block; a new folder in which nothing was written is removed."""
+    new = not target.parent.exists()
+    try:
+        with reserved(target, overwrite=True):
+            yield
+    finally:
+        if new:
+            with suppress(OSError):  # it is not empty
+                target.parent.rmdir()
 
 
 def _conduct(

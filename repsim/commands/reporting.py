@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from repsim.commands.shared import OVERWRITE, PATH, Command, echo
+from repsim.commands.shared import OVERWRITE, PATH, Command, echo, is_first_process
 from repsim.errors import InvalidInputError
 from repsim.runtime.files import format_size
 
@@ -49,5 +49,7 @@ def report(
 
     if out.suffix != ".html":
         raise InvalidInputError(f"a report is a page: name it .html, not {out.name}")
+    if not is_first_process():  # torchrun has started others, which have nothing to do
+        return
     write_report(files, out, thumbnails=thumbnails, column=columns, title=title, overwrite=overwrite)
     echo(f"{out} ({format_size(out.stat().st_size)})")

@@ -38,7 +38,7 @@ from repsim.metrics.recipes.rows import Rows
 from repsim.results.files import open_result, save_result
 from repsim.runtime.deprecation import warn_deprecated
 from repsim.runtime.events import Note, UpToDate, log_notes
-from repsim.runtime.files import check_output, format_duration, format_size
+from repsim.runtime.files import format_duration, format_size, reserved
 from repsim.runtime.hardware import choose_device
 from repsim.runtime.heap import limit_heap_fragmentation, release_free_heap
 from repsim.runtime.memory import memory_now, memory_peak, memory_to_use
@@ -302,13 +302,14 @@ def compare_steps(
     """
     if out is not None and out.suffix != ".nc":  # also prevents replacing a store by mistake
         raise InvalidInputError(f"a result is netCDF: name it .nc, not {out.name}")
-    with ranks() as me:
+    with ranks() as me, ExitStack() as stack:
+        if out is not None and me.first and not dry_run:
+            # from here on, so that of two runs that extend a result neither loses what the other adds
+            stack.enter_context(reserved(out, overwrite=True))
         grows = me.broadcast(out is not None and out.exists() and not options.overwrite)
         if out is not None:
             earlier_result = open_result(out) if grows else earlier_result
             parts = out.with_name(f"{out.name}.parts")
-            if me.first and not dry_run:
-                check_output(out, overwrite=options.overwrite or grows)
         with Comparison(
             a, b, metrics, device=options.device, memory=options.memory, tf32=options.tf32, readouts=options.readouts,
             pair_by=options.pair_by, ids=ids, interval=options.interval, groups=options.groups,

@@ -20,7 +20,7 @@ from repsim.errors import Argument, InvalidInputError, Remedy
 from repsim.report.payload import payload
 from repsim.report.stimuli import stimuli_of, without_stimuli
 from repsim.results.files import open_result_or_study
-from repsim.runtime.files import check_output, replacing
+from repsim.runtime.files import replacing, reserved
 from repsim.runtime.visible_text import all_visible
 
 Source = xr.Dataset | str | os.PathLike[str]
@@ -101,8 +101,15 @@ def write_report(
     True
     """
     path = Path(path)
-    check_output(path, overwrite=overwrite)
     sources = [studies] if isinstance(studies, xr.Dataset | str | os.PathLike) else list(studies)
+    with reserved(path, overwrite=overwrite):  # a page of many networks takes minutes: no other process makes it, too
+        page = render(_data(sources, thumbnails, column, title))
+        with replacing(path, overwrite=overwrite) as partial:
+            partial.write_text(page, encoding="utf-8", errors="replace", newline="\n")
+
+
+def _data(sources: Sequence[Source], thumbnails: Any, column: str | Sequence[str], title: str | None) -> dict[str, Any]:
+    """Return everything that a page shows, as JSON will hold it."""
     files = [Path(source) for source in sources if not isinstance(source, xr.Dataset)]
     data = payload([source if isinstance(source, xr.Dataset) else open_result_or_study(source) for source in sources])
     data |= {"title": title or data["title"], "citation": _citation()}
@@ -119,9 +126,7 @@ def write_report(
         data |= without_stimuli(data["parts"])
     else:
         data |= stimuli_of(data["parts"], thumbnails, column)
-    page = render(data)
-    with replacing(path, overwrite=overwrite) as partial:
-        partial.write_text(page, encoding="utf-8", errors="replace", newline="\n")
+    return data
 
 
 def render(data: Mapping[str, Any]) -> str:

@@ -131,7 +131,7 @@ def of_study(study: xr.Dataset) -> dict[str, Any]:
         ],
         "coords": {
             str(name): _plain(labels.values)
-            for name, labels in study.coords.items()
+            for name, labels in sorted(study.coords.items())  # equal for a study in memory and one that was saved
             if labels.ndim == 1 and not set(LAYERS) & set(labels.dims)
         },
         "variables": {name: packing.variable(one, short=along is not None) for name, one in small.items()},

@@ -4,6 +4,7 @@ docs/result-format.md, docs/study-format.md and docs/series-format.md describe t
 """
 
 import os
+import stat
 import warnings
 from pathlib import Path
 
@@ -174,12 +175,13 @@ def verify_result_or_study(path: str | os.PathLike[str]) -> bool:
 
 def _open(path: Path, form: str | None = None) -> xr.Dataset:
     expected = _KINDS.get(str(form), _ANY)
-    if not path.is_file():
-        if path.is_dir() or not path.exists():
-            raise StoreError(
-                f"{path} is a folder; name a file" if path.is_dir() else f"no such file: {path}", path=path
-            )
-        raise StoreError(f"{path} is a pipe or a device; name a file", path=path)
+    try:
+        mode = path.stat().st_mode  # once: another process may create or remove the file meanwhile
+    except (OSError, ValueError):
+        raise StoreError(f"no such file: {path}", path=path) from None
+    if not stat.S_ISREG(mode):
+        what = "a folder" if stat.S_ISDIR(mode) else "a pipe or a device"
+        raise StoreError(f"{path} is {what}; name a file", path=path)
     try:
         with path.open("rb") as file:
             data = bytearray(os.fstat(file.fileno()).st_size)

@@ -89,6 +89,10 @@ def lock(file: int, path: Path) -> bool:
     return True
 
 
+def _lock_path(path: Path) -> Path:
+    return path.parent.resolve() / f".{path.name}.lock"
+
+
 @contextmanager
 def locked(path: Path) -> Iterator[bool]:
     """Lock ``path`` against other processes during the block; raise `OutputError` if another process holds the lock.
@@ -99,7 +103,7 @@ def locked(path: Path) -> Iterator[bool]:
     HDF5 locks the files that it writes. The lock of a killed process is released by the operating system; the next
     process removes the lock file.
     """
-    lock_path = path.parent.resolve() / f".{path.name}.lock"
+    lock_path = _lock_path(path)
     owner = os.getpid(), threading.get_ident()
     if (earlier := _LOCKS.get(lock_path)) is not None and earlier[0] == owner:
         yield earlier[1]
@@ -134,19 +138,40 @@ def locked(path: Path) -> Iterator[bool]:
 
 
 @contextmanager
+def reserved(path: Path, *, overwrite: bool) -> Iterator[bool]:
+    """Lock ``path`` during the block, for work whose result will be saved there; remove what a killed process left.
+
+    Yields whether the lock holds, as `locked` does.
+
+    Raises
+    ------
+    OutputError
+        If the file cannot be written, must not be replaced, or another process is writing it; before the work.
+    """
+    interrupts.check()
+    try:
+        check_output(path, overwrite=overwrite)
+    except OutputError:
+        remove_partial(path)  # of a process that was killed after it had finished the file
+        raise
+    with locked(path) as holds:
+        check_output(path, overwrite=overwrite)  # another process may have written it in the meantime
+        if holds:
+            with suppress(OSError):
+                partial_path(path).unlink()  # what a killed process left, or a link to another file
+        yield holds
+
+
+@contextmanager
 def replacing(path: Path, *, overwrite: bool) -> Iterator[Path]:
     """Yield a temporary path to write to, and rename it to ``path`` if the block ends without an exception."""
-    interrupts.check()
-    check_output(path, overwrite=overwrite)
 
     def remove() -> None:
         with suppress(OSError):  # an earlier exception is more useful
             partial.unlink()
 
-    with locked(path) as holds, interrupts.cleaned_up(remove):
+    with reserved(path, overwrite=overwrite) as holds, interrupts.cleaned_up(remove):
         partial = _temporary(path, alone=holds)
-        check_output(path, overwrite=overwrite)  # another process may have written it in the meantime
-        remove()  # what a killed process left, or a link to another file
         try:
             yield partial
             sync(partial)
@@ -230,9 +255,11 @@ def sync_folder(folder: Path) -> None:
 
 
 def remove_partial(path: Path) -> None:
-    """Remove the temporary file that a killed process left beside ``path``, unless another process is writing it."""
-    with suppress(OutputError), locked(path):
-        partial_path(path).unlink(missing_ok=True)
+    """Remove the files that a killed process left beside ``path``, unless another process is writing it."""
+    with suppress(OSError):  # also OutputError
+        if os.path.lexists(partial_path(path)) or _lock_path(path).exists():
+            with locked(path):  # which removes the lock file
+                partial_path(path).unlink(missing_ok=True)
 
 
 def format_size(size: float) -> str:

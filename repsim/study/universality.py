@@ -25,7 +25,7 @@ from repsim.metrics.cka import CKA
 from repsim.metrics.recipes.groups import Groups
 from repsim.results.files import save_result
 from repsim.runtime.deprecation import warn_deprecated
-from repsim.runtime.files import check_output, locked, replacing
+from repsim.runtime.files import replacing, reserved
 from repsim.runtime.hardware import choose_device
 from repsim.runtime.heap import limit_heap_fragmentation
 from repsim.runtime.memory import memory_to_use
@@ -178,12 +178,11 @@ def conduct(
                 )  # fmt: skip
         path = Path(out)
         _check_name(path)
-        if me.first:
-            check_output(path, overwrite=options.overwrite)
         folder = _controls_folder(options, path)
         checkpoints = Checkpoints(parts or path.with_name(f"{path.name}.parts"), keep=True)
         # a study may take hours: no other process computes it at the same time
-        with locked(path) if me.first else nullcontext(), checkpoints.locked(first=me.first):
+        saving = reserved(path, overwrite=options.overwrite) if me.first else nullcontext()
+        with saving, checkpoints.locked(first=me.first):
             study = _compute(
                 stores, options, metrics=metrics, folder=folder, sharing=Sharing(checkpoints, me), steps=steps,
                 command=command,

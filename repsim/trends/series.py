@@ -14,7 +14,7 @@ from repsim.engine.checkpoints import Checkpoints
 from repsim.errors import Argument, InvalidInputError, Remedy
 from repsim.metrics import Metric
 from repsim.results.files import save_result
-from repsim.runtime.files import check_output, locked
+from repsim.runtime.files import reserved
 from repsim.runtime.hardware import choose_device
 from repsim.runtime.memory import memory_to_use
 from repsim.runtime.options import accept_options, sort_keywords
@@ -155,10 +155,9 @@ def conduct(
         path = Path(out)
         if path.suffix != ".nc":  # a typing mistake must not replace a store
             raise InvalidInputError(f"a series is netCDF: name it .nc, not {path.name}")
-        if me.first:
-            check_output(path, overwrite=options.overwrite)
         checkpoints = Checkpoints(path.with_name(f"{path.name}.parts"), keep=True)
-        with locked(path) if me.first else nullcontext(), checkpoints.locked(first=me.first):
+        saving = reserved(path, overwrite=options.overwrite) if me.first else nullcontext()
+        with saving, checkpoints.locked(first=me.first):
             result = _compute(stores, options, metrics, checkpoints=checkpoints, me=me, steps=steps, command=command)
             if me.first:
                 save_result(result, path, overwrite=options.overwrite)

@@ -439,6 +439,9 @@ def test_a_study_that_is_stopped_while_files_get_their_names(tmp_path: Path, one
     done = CliRunner().invoke(main, ["run", str(file)])
     assert done.exit_code == 0, done.output
     assert contents(out) == contents(tmp_path / "whole")
+    (out / ".study.yaml.lock").touch()  # the state after a kill between the last name and the removal of its lock
+    done = CliRunner().invoke(main, ["run", str(file)])
+    assert contents(out) == contents(tmp_path / "whole"), done.output
     (out / "study.yaml").rename(out / "study.yaml.partial")  # the state after a kill at the end
     (out / ".study.nc.lock").touch()
     (out / "study.nc.partial").touch()

@@ -17,7 +17,7 @@ from repsim import write_report
 from repsim.cli import main
 from repsim.errors import InvalidInputError, OutputError, SampleError, StoreError
 from repsim.report.page import SCRIPTS
-from repsim.results.files import save_result
+from repsim.results.files import open_result_or_study, save_result
 from repsim.runtime.visible_text import all_visible
 from repsim.testing.examples import write_network
 from tests.report.conftest import HOSTILE, NAMES, hostile
@@ -66,6 +66,18 @@ def test_every_script_of_the_folder_is_in_the_page() -> None:
 def test_equal_input_gives_equal_bytes(study: xr.Dataset, tmp_path: Path) -> None:
     for name in ("one", "two"):
         write_report(study, tmp_path / f"{name}.html")
+    assert (tmp_path / "one.html").read_bytes() == (tmp_path / "two.html").read_bytes()
+
+
+@pytest.mark.parametrize("kind", ["study", "comparison"])
+def test_a_saved_study_gives_the_page_of_the_one_in_memory(
+    kind: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """`repsim run` makes the page of either, depending on whether it was stopped; files order names in another way."""
+    data: xr.Dataset = request.getfixturevalue(kind)
+    save_result(data, tmp_path / "saved.nc")
+    write_report(data, tmp_path / "one.html")
+    write_report(open_result_or_study(tmp_path / "saved.nc"), tmp_path / "two.html")
     assert (tmp_path / "one.html").read_bytes() == (tmp_path / "two.html").read_bytes()
 
 

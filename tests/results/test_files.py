@@ -1,11 +1,11 @@
 """Test files of results and studies: the digest, safe reading of HDF5 structures, and the schema."""
 
-import importlib.machinery
-import importlib.util
+import importlib
 import json
 import struct
+import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -27,13 +27,11 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
-def script() -> ModuleType:
-    loader = importlib.machinery.SourceFileLoader("damage", str(ROOT / "scripts" / "validation" / "damage"))
-    spec = importlib.util.spec_from_loader("damage", loader)
-    assert spec is not None
-    module = importlib.util.module_from_spec(spec)
-    loader.exec_module(module)
-    return module
+def script() -> Iterator[ModuleType]:
+    scripts = str(ROOT / "scripts" / "validation")
+    sys.path.insert(0, scripts)
+    yield importlib.import_module("durability.damage")
+    sys.path.remove(scripts)
 
 
 @pytest.fixture(scope="module")
@@ -133,7 +131,7 @@ def test_nothing_of_a_file_is_parsed_before_its_digest_is_checked(
 
 @pytest.mark.slow
 def test_random_damage(script: ModuleType, folder: Path, tmp_path: Path) -> None:
-    """Run a short version of scripts/validation/damage; docs/durability.md has the results of the long one."""
+    """Run a part of `scripts/validation/torture damage`; docs/durability.md has the results of all of it."""
     for name in ("family0.seed0.h5", "family1.seed0.h5"):
         (tmp_path / name).write_bytes((folder / name).read_bytes())
     files = [folder / "result.nc", folder / "study.nc"]

@@ -2,15 +2,21 @@
 
 import errno
 import os
+import re
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import numpy as np
 import pytest
 
+import repsim
 from repsim.errors import OutputError
 from repsim.runtime import files
-from repsim.runtime.files import check_output, partial_path, replacing, replacing_folder
+from repsim.runtime.files import check_output, locked, partial_path, replacing, replacing_folder, reserved
 from repsim.stores.writer import write_store
 
 
@@ -120,3 +126,66 @@ def test_with_locks_the_temporary_name_is_always_the_same(tmp_path: Path) -> Non
     with replacing(tmp_path / "out.csv", overwrite=True) as partial:
         assert partial == partial_path(tmp_path / "out.csv")
         partial.touch()
+
+
+def test_what_a_killed_process_left_beside_a_finished_file_is_removed(tmp_path: Path) -> None:
+    """A kill between the renaming of the file and the removal of its lock; the same command refuses to replace it."""
+    path = tmp_path / "study.nc"
+    for name in ("study.nc", ".study.nc.lock", "study.nc.partial"):
+        (tmp_path / name).touch()
+    with pytest.raises(OutputError, match="exists"), reserved(path, overwrite=False):
+        pass
+    assert list(tmp_path.iterdir()) == [path]
+    partial_path(path).touch()
+    with reserved(path, overwrite=True):
+        assert sorted(file.name for file in tmp_path.iterdir()) == [".study.nc.lock", "study.nc"]
+        with replacing(path, overwrite=True) as partial:  # the same thread may save what it has locked
+            partial.write_text("new")
+    assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("study.nc", "new")]
+
+
+@contextmanager
+def locked_elsewhere(path: Path) -> Iterator[None]:
+    """Lock a file in another thread during the block, as another process would."""
+    entered, ended = Event(), Event()
+
+    def hold() -> None:
+        with locked(path):
+            entered.set()
+            ended.wait()
+
+    with ThreadPoolExecutor(1) as pool:
+        holding = pool.submit(hold)
+        entered.wait()
+        try:
+            yield
+        finally:
+            ended.set()
+            holding.result()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="no locks")
+@pytest.mark.parametrize("name", ["r.nc", "s.nc", "t.nc", "r.html", "study/study.nc"])
+def test_a_second_writer_is_refused_before_it_reads_or_computes(tmp_path: Path, name: str) -> None:
+    """Nothing of the work is done: no parts, no stores, and the missing input is not noticed."""
+    out = tmp_path / name
+    values = np.random.default_rng(0).normal(size=(8, 3))
+    stores = [tmp_path / f"{model}.h5" for model in ("a", "b")]
+    for step, path in enumerate(stores):
+        write_store(path, {"l": values}, model=path.stem, axes={"step": step}).close()
+    out.parent.mkdir(exist_ok=True)
+    (tmp_path / "study.yaml").write_text("models: [digits_vit.seed0]\ndata: {source: digits, limit: 8}\n")
+    if name == "r.nc":
+        out.touch()  # a result that would be extended is read when no other process can change it any more
+    before = sorted(tmp_path.rglob("*"))
+    calls: dict[str, Callable[[], object]] = {
+        "r.nc": lambda: repsim.compare(stores, out=out),
+        "s.nc": lambda: repsim.universality(stores, out=out),
+        "t.nc": lambda: repsim.series(stores, "step", out=out),
+        "r.html": lambda: repsim.write_report(tmp_path / "missing.nc", out),
+        "study/study.nc": lambda: repsim.run_study(tmp_path / "study.yaml"),
+    }
+    message = f"another process is writing {out}; wait until it is done"
+    with locked_elsewhere(out), pytest.raises(OutputError, match=re.escape(message)):
+        calls[name]()
+    assert sorted(tmp_path.rglob("*")) == before

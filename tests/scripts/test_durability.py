@@ -4,8 +4,7 @@ This is a small part of scripts/validation/torture. The remaining data is compar
 extraction.
 """
 
-import importlib.machinery
-import importlib.util
+import importlib
 import os
 import resource
 import signal
@@ -43,18 +42,15 @@ COUNT = 400
 """Samples: enough that a command is still running when it is stopped."""
 OPTIONS = [MODEL, "--data", "digits", "--limit", COUNT, "--batch-size", 2, "--workers", 0]
 SETTINGS: dict[str, Any] = {"limit": COUNT, "batch_size": 2, "workers": 0}
+SCRIPTS = Path(__file__).parents[2] / "scripts" / "validation"
 COMMAND = [sys.executable, "-c", QUICK, "extract", *OPTIONS]
 
 
 @pytest.fixture(scope="module")
-def torture() -> ModuleType:
-    path = Path(__file__).parents[2] / "scripts" / "validation" / "torture"
-    loader = importlib.machinery.SourceFileLoader("torture", str(path))
-    spec = importlib.util.spec_from_loader("torture", loader)
-    assert spec is not None
-    module = sys.modules["torture"] = importlib.util.module_from_spec(spec)
-    loader.exec_module(module)
-    return module
+def torture() -> Iterator[ModuleType]:
+    sys.path.insert(0, str(SCRIPTS))
+    yield importlib.import_module("durability.stores")
+    sys.path.remove(str(SCRIPTS))
 
 
 @pytest.fixture(scope="module")
@@ -246,3 +242,20 @@ def test_a_rank_with_a_damaged_picture_ends_all(tmp_path: Path, torture: ModuleT
     assert sum("cannot read the picture p020.png" in line for line in lines) == 1
     assert sum("another process of this run has ended" in line for line in lines) <= 1
     assert len(lines) <= 2
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "kills compare report --kills 2",
+        "stops compare --count 3",
+        "pairs compare --times 1",
+        "damage --count 12 --fitting 6 --folders 0",
+    ],
+)
+def test_a_small_part_of_the_other_commands(words: str, tmp_path: Path) -> None:
+    """docs/durability.md has the results of the long runs."""
+    command = [sys.executable, str(SCRIPTS / "torture"), *words.split()]
+    environment = os.environ | {"TMPDIR": str(tmp_path)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=600)
+    assert done.returncode == 0, done.stdout + done.stderr

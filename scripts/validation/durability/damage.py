@@ -1,56 +1,44 @@
-#!/usr/bin/env python3
-"""Test how commands handle damaged and forged results and studies.
-
-A small result and a small study are damaged at random: one bit, eight bytes, one value, 16 or 512 bytes that become
-zeros, or a truncation. Others are forged: the same, or an object of an HDF5 heap, is changed, and the digest is
-corrected. Every file goes to one of the commands that read it. A damaged file must be refused in one line, or be equal
-to the original. A forged file must be refused in one line, or be read. No command may hang, crash, or end in a
-traceback. The exit code is 1 if one does.
-docs/durability.md has the results; tests/results/test_files.py runs a small part of these tests.
-
-\b
-  scripts/validation/damage                               5,000 damaged and 1,000 forged files: 10 minutes
-  scripts/validation/damage --count 200 --fitting 50      a quick test
-"""
+"""Damage and forge results and studies, and the parts and stores of unfinished ones, and run commands on them."""
 
 import os
 import re
+import shutil
 import signal
 import struct
-import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from functools import cache
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
-try:
-    import click
-    import numpy as np
-    from click.testing import CliRunner
-    from rich.console import Console
-    from rich.table import Table
+import click
+import numpy as np
+from click.testing import CliRunner
+from rich.console import Console
+from rich.table import Table
 
-    import repsim
-    from repsim.cli import main as repsim_command
-    from repsim.errors import StoreError
-    from repsim.results import digest
-    from repsim.results.files import open_result_or_study
-except ModuleNotFoundError as missing:  # not the interpreter of .venv: run again with it, once
-    python = ROOT / ".venv" / "bin" / "python"
-    if __name__ != "__main__" or Path(sys.prefix) == ROOT / ".venv" or not python.exists():
-        sys.exit(f"scripts/validation/damage needs {missing.name}; run scripts/setup first")
-    os.execv(python, [str(python), __file__, *sys.argv[1:]])  # noqa: S606
+import repsim
+from durability.commands import TARGETS, Subject, prepare, remove, tracebacks, undisturbed
+from durability.helpers import Report, litter, relative, workplace
+from repsim.cli import main as repsim_command
+from repsim.errors import StoreError
+from repsim.results import digest
+from repsim.results.files import open_result_or_study
 
 PATIENCE = 10
 """CPU seconds after which a command counts as hanging; the limit for wall time is twelve times as long."""
-DAMAGED = ("a bit", "eight bytes", "truncated", "a value", "16 zeros", "512 zeros")
+DAMAGED = ("a bit", "eight bytes", "truncated", "16 zeros", "512 zeros", "a value")
+UNFINISHED = ("a bit", "eight bytes", "truncated", "16 zeros")
 FORGED = (
-    "a bit, correct digest", "eight bytes, correct digest", "a value, correct digest", "16 zeros, correct digest",
-    "512 zeros, correct digest", "heap object, correct digest",
-)  # fmt: skip
-OTHER_VALUES = (0.83, 1.5e308)
-"""Values that replace one of the file: one that is as plausible, and one that no measure has."""
+    "a bit, correct digest",
+    "eight bytes, correct digest",
+    "heap object, correct digest",
+    "16 zeros, correct digest",
+    "512 zeros, correct digest",
+    "a value, correct digest",
+)
+STRICT = {"heap object, correct digest", "a value, correct digest"}
+"""Forgeries that must change nothing, or be refused."""
 EXTREME = [0, 1, 16, 2**16, 2**32 - 1, 2**63, 2**64 - 16, 2**64 - 1]
 
 
@@ -83,14 +71,17 @@ def heap_objects(data: bytes) -> list[int]:
     return offsets
 
 
-def values_of(data: bytes) -> list[int]:
-    """Return the offsets of similarities, that is, of numbers from 0.05 to 1 beside another one."""
-    offsets: list[int] = []
-    for start in range(8):
-        numbers = np.frombuffer(data[start : start + (len(data) - start) // 8 * 8], "<f8")
-        similar = (numbers > 0.05) & (numbers < 1)
-        offsets += (start + 8 * np.flatnonzero(similar[:-1] & similar[1:])).tolist()
-    return offsets
+@cache
+def similarities(data: bytes) -> list[int]:
+    """Return the offsets of the similarities in a file that are defined."""
+    with tempfile.NamedTemporaryFile(suffix=".nc") as file:
+        Path(file.name).write_bytes(data)
+        result = open_result_or_study(file.name)
+    values = result["cka" if "cka" in result else "value"].values  # of a result, or of a study
+    start = data.find(values.tobytes())
+    if start < 0:
+        raise click.ClickException("the values are not stored as plain bytes")
+    return [start + 8 * int(k) for k in np.flatnonzero(np.isfinite(values))]
 
 
 def damage(data: bytes, kind: str, rng: np.random.Generator) -> bytes:
@@ -104,12 +95,12 @@ def damage(data: bytes, kind: str, rng: np.random.Generator) -> bytes:
         at = int(rng.integers(len(changed) - 8))
         extreme = struct.pack("<Q", rng.choice(np.array(EXTREME, "u8")))
         changed[at : at + 8] = rng.bytes(8) if rng.random() < 0.5 else extreme
-    elif kind.startswith("a value"):
-        struct.pack_into("<d", changed, int(rng.choice(values_of(data))), rng.choice(OTHER_VALUES))
-    elif " zeros" in kind:
-        count = int(kind.split(maxsplit=1)[0])
-        at = int(rng.integers(len(changed) - count))
-        changed[at : at + count] = bytes(count)
+    elif "zeros" in kind:
+        size = int(kind.split(maxsplit=1)[0])
+        at = int(rng.integers(len(changed) - size))
+        changed[at : at + size] = bytes(size)
+    elif kind.startswith("a value"):  # a similarity, by another possible one; by an impossible one if forged
+        struct.pack_into("<d", changed, int(rng.choice(similarities(data))), 1.5e308 if forged else 0.83)
     elif kind == "truncated":
         del changed[int(rng.integers(len(changed))) :]
     else:
@@ -135,7 +126,7 @@ def commands(path: Path, folder: Path) -> dict[str, list[object]]:
             "run --print-file": ["run", "--from", path],
         }
     return reading | {
-        "compare": ["compare", folder / "family0.seed0.h5", folder / "family1.seed0.h5", "-m", "cka", "-o", path]
+        "compare": ["compare", folder / "family0.seed0.h5", folder / "family1.seed0.h5", "-m", "procrustes", "-o", path]
     }
 
 
@@ -164,9 +155,11 @@ def attempt(  # noqa: PLR0911 - one return per outcome
     if forged:
         return "read with other values"
     try:
-        return "equal" if open_result_or_study(path).identical(open_result_or_study(original)) else "OTHER VALUES"
+        data, before = open_result_or_study(path), open_result_or_study(original)
     except StoreError:
         return "READ, AND THEN REFUSED"
+    # `compare` may have added a measure
+    return "equal" if all(data[name].identical(before[name]) for name in before.variables) else "OTHER VALUES"
 
 
 def trials(
@@ -185,11 +178,16 @@ def trials(
                     rng = np.random.default_rng([seed, k, len(kinds[0])])
                     path, kind = files[k % len(files)], kinds[k // len(files) % len(kinds)]
                     damaged = folder / f"{path.stem}.damaged.nc"
-                    damaged.write_bytes(damage(originals[path], kind, rng))
+                    damaged.write_bytes(data := damage(originals[path], kind, rng))
+                    if data == originals[path]:
+                        print("equal", file=pipe, flush=True)
+                        continue
                     readers = {"open": []} if open_only else commands(damaged, folder)
                     signal.setitimer(signal.ITIMER_PROF, PATIENCE)
                     signal.alarm(12 * PATIENCE)
-                    outcome = attempt(damaged, readers[rng.choice(list(readers))], path, forged=kind in FORGED[:-1])
+                    outcome = attempt(
+                        damaged, readers[rng.choice(list(readers))], path, forged=kind in FORGED and kind not in STRICT
+                    )
                     signal.setitimer(signal.ITIMER_PROF, 0)
                     signal.alarm(0)
                     print(outcome.replace("\n", " ")[:150], file=pipe, flush=True)
@@ -206,28 +204,72 @@ def trials(
             done += 1
 
 
-@click.command(help=__doc__)
+def resumed(subject: Subject, count: int, seed: int) -> Counter[str]:
+    """Damage one of the files that an interrupted run has left, and run the command again; return the outcomes.
+
+    It has to finish with the files of an undisturbed run, or to refuse the file in one line that names it.
+    """
+    name, out, check, whole = subject.name, subject.out, subject.report.check, subject.place / "whole"
+    rng, outcomes = np.random.default_rng([seed, len(name)]), Counter[str]()
+    subject.run()
+    out.rename(whole)
+    for k in range(count):
+        shutil.copytree(whole, out)
+        if name == "universality" or k % 2:
+            (out / TARGETS[name]).unlink()  # as if it had been killed before
+        files = sorted(path for path in relative(out) if path.suffix in {".part", ".h5", ".nc"})
+        path, kind = out / files[int(rng.integers(len(files)))], UNFINISHED[k % len(UNFINISHED)]
+        path.write_bytes(damage(path.read_bytes(), kind, rng))
+        label = f"{name}, {path.relative_to(out)}, {kind}"
+        code, stderr = subject.run()
+        errors = [line for line in stderr.splitlines() if line.startswith("Error:")]
+        named = len(errors) == 1 and path.name in errors[0]
+        check(not tracebacks(stderr) and (code == 0 or (code == 2 and named)), f"{label}: {code}: {stderr}")
+        check(not litter(out), f"{label}: left behind: {litter(out)}")
+        if code == 0:
+            subject.check_finished(label)
+        outcomes[f"{path.suffix} {'refused in one line' if code else 'computed again: equal'}"] += 1
+        click.echo(f"{label}: {code}: {errors[0] if errors else 'equal'}")
+        remove(out)
+    shutil.rmtree(whole)
+    return outcomes
+
+
+@click.command("damage")
 @click.option("--count", default=5000, show_default=True, help="Number of damaged files.")
 @click.option("--fitting", default=1000, show_default=True, help="Number of forged files, with a correct digest.")
+@click.option("--folders", default=60, show_default=True, help="Number of damaged folders of unfinished studies.")
 @click.option("--open-only", is_flag=True, help="Only open the files, which takes seconds instead of minutes.")
 @click.option("--seed", default=0, show_default=True, help="Seed of the random damage.")
-def main(count: int, fitting: int, seed: int, *, open_only: bool) -> None:
+def damage_files(count: int, fitting: int, folders: int, seed: int, *, open_only: bool) -> None:
+    """Damage results and studies at random, and forge others; give each file to one of the commands that read it.
+
+    Damage is one bit, eight bytes, 16 or 512 zeros, another value, or a truncation. Of forged files the digest is
+    corrected. A damaged file must be refused in one line, or be equal to the original. A forged file must be refused in
+    one line, or be read. No command may hang, crash, or end in a traceback. Then files of unfinished studies of
+    `universality` and `run` are damaged, and the command is run again: it has to refuse the file in one line, or to
+    give the same study, bit for bit.
+
+    \b
+    scripts/validation/torture damage                                         as in docs/durability.md
+    scripts/validation/torture damage --count 200 --fitting 50 --folders 5    a quick test
+    """
     outcomes: Counter[tuple[str, str]] = Counter()
-    with tempfile.TemporaryDirectory() as place:
-        folder = Path(place)
+    report = Report("Damaged files of unfinished studies")
+    with workplace() as folder:
         files = make_files(folder)
         with click.progressbar(length=count + fitting, label="damaging") as bar:
             for kinds, times in ((DAMAGED, count), (FORGED, fitting)):
                 for outcome in trials(files, kinds, times, seed, folder, open_only=open_only):
                     outcomes[outcome] += 1
                     bar.update(1)
+        inputs = prepare(folder) if folders else folder
+        for name in ("universality", "run") if folders else ():
+            for result, times in sorted(resumed(undisturbed(name, report, inputs, folder), folders, seed).items()):
+                report.table.add_row(f"{name}: {result}", str(times))
     table = Table("damage", "files", "outcome", title=f"{count} damaged and {fitting} forged files, seed {seed}")
     for (kind, result), times in sorted(outcomes.items()):
         table.add_row(kind, str(times), result)
-    Console().print(table)
-    if any(re.search("[A-Z]{4}", result.partition(":")[0]) for _, result in outcomes):
-        sys.exit(1)
-
-
-if __name__ == "__main__":
-    main()
+        report.check(not re.search("[A-Z]{4}", result.partition(":")[0]), f"{kind}: {result}")
+    Console(width=120).print(table)
+    report.end()
