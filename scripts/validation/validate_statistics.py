@@ -196,11 +196,9 @@ def null(simulation: Simulation, n: int = 100, count: int = 199) -> Iterator[Cel
         def one(run: int, seed: int = seed, kind: str = kind, control: str | None = control) -> Numbers:
             drawn = unrelated(np.random.default_rng([1, seed, run]), kind, n, control=control)
             R, key = drawn.cka(), ("input" if control else RAW, "a x b")
-            parts = permutation_nulls.reduced(drawn, _PAIR, [Block(_PAIR.members, _PAIR.members)])
+            parts = permutation_nulls.reduced(drawn, _PAIR, [Block(_PAIR.members, _PAIR.members)], _MEMORY)
             kinds = [RAW, "input"] if control else [RAW]
-            tested = permutation_nulls.cka_nulls(
-                parts, kinds, lambda of, _: of.permutations(count, run), memory=_MEMORY
-            )
+            tested = permutation_nulls.cka_nulls(parts, kinds, lambda of, _: of.permutations(count, run))
             ps = p_value(tested[key].observed, tested[key].permuted)
             naive = {} if control else {"smallest p of a layer pair": smallest(drawn, R)}
             return {"MBM": float(ps[0]), "maximum": float(ps[1])} | naive

@@ -177,7 +177,7 @@ def test_every_attempt_has_its_own_name() -> None:
     server = TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
 
     def attempt(rank: int) -> str:
-        return processes._attempt(TCPStore("localhost", server.port, is_master=False), rank, 3)
+        return processes._Meeting(TCPStore("localhost", server.port, is_master=False), rank, 3).attempt()
 
     with ThreadPoolExecutor(3) as pool:
         (first,) = set(pool.map(attempt, range(3)))
