@@ -108,13 +108,18 @@ def _features_are_cheaper(
     return bool(2.0 * count * n * p * q < count * entry * n**2 / 2 + float(n) ** 2 * (p + q))
 
 
+def least_bytes(n: int, itemsize: int) -> int:
+    """Return the bytes of the Gram matrices of one layer of each side: with less, they cannot be permuted."""
+    return _bytes(n, 1, 1, itemsize)
+
+
+def _bytes(n: int, rows: int, columns: int, itemsize: int) -> int:
+    return (n * n * (padded_width(columns, itemsize) + 1) + n * (n // 2 + 1) * rows) * itemsize
+
+
 def _groups(rows: int, columns: int, n: int, memory: int, itemsize: int) -> list[tuple[slice, slice]]:
     """Return groups of layers whose Gram matrices fit into memory: columns `interleaved`, rows `halved`."""
-
-    def size(n: int, r: int, c: int) -> int:
-        return (n * n * (padded_width(c, itemsize) + 1) + n * (n // 2 + 1) * r) * itemsize
-
-    return groups(rows, columns, n, memory, size)
+    return groups(rows, columns, n, memory, lambda n, r, c: _bytes(n, r, c, itemsize))
 
 
 def _from_grams(

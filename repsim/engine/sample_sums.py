@@ -539,7 +539,7 @@ class SampleSums(GramSweep):
         self, name: str, weight: int, cells: tuple[int, int], stack: Float[Tensor, "layers rows columns"]
     ) -> Iterator[tuple[str, int, Sequence[Tensor]]]:
         """Yield the sums of products over all pairs of a sample of one cell with one of another."""
-        at_once = max(1, _ENTRIES // stack.shape[2])  # few enough that sums in float32 are as exact as those of a row
+        at_once = max(1, _ENTRIES // stack.shape[2])  # so few that sums in float32 are nearly as exact as of a row
         for rows in cut(stack.shape[1], at_once):
             x = stack[:, rows].flatten(1)
             pairs = (x[: self.height] @ x[self.first :].T).to(self._place, torch.float64).flatten()

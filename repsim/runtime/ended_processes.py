@@ -54,9 +54,13 @@ def _parent(pid: int) -> int | None:
 
 
 def _environment(pid: int) -> dict[str, str]:
-    """Return the environment with which a process was started; empty if it cannot be read or is overwritten."""
+    """Return the environment with which a process was started; empty if it cannot be read or is overwritten.
+
+    A program that changes its title writes over its environment, and PATH is gone.
+    """
     try:
         text = (_PROC / str(pid) / "environ").read_bytes().decode(errors="replace")
     except OSError:
         return {}
-    return {name: value for name, equals, value in (entry.partition("=") for entry in text.split("\0")) if equals}
+    values = {name: value for name, equals, value in (entry.partition("=") for entry in text.split("\0")) if equals}
+    return values if "PATH" in values else {}

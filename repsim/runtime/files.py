@@ -258,8 +258,9 @@ def remove_partial(path: Path) -> None:
     """Remove the files that a killed process left beside ``path``, unless another process is writing it."""
     with suppress(OSError):  # also OutputError
         if os.path.lexists(partial_path(path)) or _lock_path(path).exists():
-            with locked(path):  # which removes the lock file
-                partial_path(path).unlink(missing_ok=True)
+            with locked(path) as holds:  # which removes the lock file
+                if holds:
+                    partial_path(path).unlink(missing_ok=True)
 
 
 def format_size(size: float) -> str:

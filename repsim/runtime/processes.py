@@ -184,10 +184,8 @@ def ranks() -> Iterator[Ranks]:
         store, rank, world = next(rendezvous("env://", timeout=_PATIENCE))
         store = PrefixStore(_Meeting(store, rank, world).attempt(), store)
         dist.init_process_group("gloo", store=store, rank=rank, world_size=world, timeout=_PATIENCE)
-    except OtherProcessError:
-        raise
-    except RuntimeError:  # the process that held the store is gone
-        raise OtherProcessError(first=first) from None
+    except (dist.DistNetworkError, dist.DistStoreError) as error:  # the process that held the store is gone
+        raise OtherProcessError(first=first) from error
     try:
         yield Ranks(dist.get_rank(), dist.get_world_size())
     finally:

@@ -112,13 +112,15 @@ def divide(
             groups.append(group)
     placed = {member.name for group in groups for member in group}
     new: list[Member] = []
+    total = 0.0
     for member in members:
         if member.name in placed:
             continue
-        if new and sum(map(size, [*new, member])) > most:
+        if new and total + size(member) > most:
             groups.append(tuple(new))
-            new = []
+            new, total = [], 0.0
         new.append(member)
+        total += size(member)
     return [*groups, tuple(new)] if new else groups
 
 

@@ -213,8 +213,8 @@ class Kernels:
             kernels[k] = (A / A.norm()).numpy()
         return kernels
 
-    def reduce(self, selected: Sequence[int], memory: float = math.inf) -> "Kernels":
-        """Return the selected layers, each cut to the leading components with almost all of its kernel's energy.
+    def reduce(self, selected: Sequence[int], memory: float = math.inf, share: float = KEPT_SHARE) -> "Kernels":
+        """Return the selected layers, each cut to the leading components with this share of its kernel's energy.
 
         The components of all layers are expressed in a common set of directions, so that permutations are cheap.
 
@@ -223,7 +223,7 @@ class Kernels:
         TooLittleMemoryError
             If this takes more memory than allowed.
         """
-        grams = truncate_jointly([self.grams[k] for k in selected], KEPT_SHARE, memory=memory)
+        grams = truncate_jointly([self.grams[k] for k in selected], share, memory=memory)
         new = {k: i for i, k in enumerate(selected)}
         positions = {name: np.array([new[k] for k in old if k in new], int) for name, old in self.positions.items()}
         return Kernels(tuple(self.names[k] for k in selected), tuple(grams), positions, self.undefined, reduced=True)

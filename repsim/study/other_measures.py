@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float64, Int64
 
 from repsim._version import __version__
+from repsim.engine.permutation import least_bytes
 from repsim.engine.planning import LayerShape, Limits, by_recipe, plan
 from repsim.engine.preparation import Prepared, Source, prepare
 from repsim.engine.resampling import permuted, random_subsamples
@@ -291,7 +292,9 @@ class _Comparison:
                         source.name: source.rows for source in sources((pair.b,), setting.device, metric.min_samples)
                     }
                     columns = [of_b[name]()[:] if y is not None else None for name, y in zip(names[1], b, strict=True)]
-                memory = None if math.isinf(setting.available) else int(setting.available)
+                memory = (
+                    None if math.isinf(setting.available) else max(int(setting.available), least_bytes(setting.n, 8))
+                )
                 drawn = _permuted(metric, a, columns, setting.orders[: planned.draws], memory)
                 permuted_values = as_similarity(metric, drawn)
         size = _TEXT + _TEXT_OF_LAYER * sum(map(len, names))

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from jaxtyping import Float64, Int64
 
+from repsim.engine.permutation import least_bytes
 from repsim.engine.shared_directions import LowRankFeatures, bytes_to_share
 from repsim.engine.subsampling import padded_width
 from repsim.errors import TooLittleMemoryError
@@ -24,7 +25,7 @@ from repsim.runtime.progress import Progress, counter, report_share
 from repsim.runtime.threads import map_in_threads
 from repsim.study.blocks import Block, divide, even_size
 from repsim.study.design import Design, Pair
-from repsim.study.gram_passes import Kernels, permuted_values
+from repsim.study.gram_passes import KEPT_SHARE, Kernels, permuted_values
 from repsim.study.indices import RAW
 from repsim.study.layer_matching import mbm
 from repsim.study.partial_cka import MIN_ENERGY, TOLERANCE
@@ -40,6 +41,8 @@ STATISTICS = ("index", "largest")
 
 _USUAL_COMPONENTS = 128
 """Leading components of a layer for which permutations are planned: of real networks they are 10 to 130."""
+_SMALLER_SHARES = 0.99, 0.9, 0.5
+"""Shares of the energy that layers keep if components with more of it do not fit into the memory."""
 _GATHERED = 2**21
 """Values of residual kernels that a thread gathers at once."""
 _KINDS = (RAW, "input")
@@ -211,9 +214,10 @@ def cka_nulls(
     Partial CKA compares residual kernels w = v - sum_z beta_z v_z, and the samples of those of b are permuted. The null
     hypothesis is that the residual of b is unrelated to the residual of a.
 
-    With more than 500 samples, layers are cut to the components that carry 99.9 % of their kernels' energy. Residual
-    kernels, which no few components carry, are those of a random part of the samples: of at most 300, and of fewer if
-    the models have many layers. A permutation test is exact for any statistic, and the observed value is the same one.
+    With more than 500 samples, layers are cut to the components that carry 99.9 % of their kernels' energy, unless
+    these are too many (`reduced_kernels`). Residual kernels, which no few components carry, are those of a random part
+    of the samples: of at most 300, and of fewer if the models have many layers. A permutation test is exact for any
+    statistic, and the observed value is the same one.
 
     Parameters
     ----------
@@ -363,16 +367,23 @@ def reduced_kernels(kernels: Kernels, models: Sequence[str], memory: int | None 
     """Return the kernels of some models, cut to leading components if there are many samples.
 
     With few samples, or kernels that are reduced already, return the kernels themselves; also if so many components are
-    needed that permuting them takes more memory than allowed, or more operations than permuting Gram matrices.
+    needed that permuting them takes more memory than allowed, or more operations than permuting Gram matrices. If not
+    even the Gram matrices of two layers fit into the memory, fewer components are kept.
     """
     if kernels.n <= tuning.current().exact_samples or kernels.reduced:
         return kernels
     layers = np.concatenate([kernels.positions[name] for name in models]).tolist()
-    try:
-        reduced = kernels.reduce(layers, math.inf if memory is None else memory)
-    except TooLittleMemoryError:
-        return kernels
-    return reduced if _takes_less(reduced) else kernels
+    allowed = math.inf if memory is None else memory
+    grams_fit = least_bytes(kernels.n, kernels.grams[0].dtype.itemsize) <= allowed
+    for share in (KEPT_SHARE, *_SMALLER_SHARES):
+        try:
+            reduced = kernels.reduce(layers, allowed, share)
+        except TooLittleMemoryError:
+            if grams_fit:
+                return kernels
+        else:
+            return reduced if _takes_less(reduced) or not grams_fit else kernels
+    return kernels
 
 
 def _takes_less(reduced: Kernels) -> bool:

@@ -175,9 +175,10 @@ for process in (gone, *others):
 @pytest.mark.parametrize(
     ("restarts", "other", "ended"),
     [
-        ("0", ["A=1"], "[5]"),
-        ("1", ["A=1"], "[5]"),  # a process of another attempt is none of this
+        ("0", ["PATH=a"], "[5]"),
+        ("1", ["PATH=a"], "[5]"),  # a process of another attempt is none of this
         ("0", [], "[]"),  # a process without an environment may be any of the processes
+        ("0", ["title=a"], "[]"),  # as may one whose title is written over its environment
     ],
 )
 def test_a_process_has_ended_if_the_launcher_has_none_of_its_rank(restarts: str, other: list[str], ended: str) -> None:

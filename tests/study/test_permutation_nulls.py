@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+from repsim.engine.permutation import least_bytes
 from repsim.engine.resampling import permuted, random_permutations
+from repsim.metrics.recipes.gram import CentredGram
 from repsim.study import controls, permutation_nulls
 from repsim.study.blocks import Block, blocks, divide
 from repsim.study.chance import p_value
@@ -159,6 +161,18 @@ def test_layers_of_many_components_are_permuted_as_they_are(
     if memory is None:
         for key, null in values.items():
             np.testing.assert_array_equal(null.permuted, whole[key].permuted)
+
+
+def test_fewer_components_are_kept_if_not_even_two_gram_matrices_fit(rng: np.random.Generator) -> None:
+    n, recipe = 600, CentredGram()
+    grams = tuple(recipe(torch.from_numpy(rng.normal(size=(n, 100)).astype(np.float32))) for _ in "ab")
+    full = Kernels(("a", "b"), grams, {"a": np.array([0]), "b": np.array([1])}, {})
+    least = least_bytes(n, 4)
+    plain = permutation_nulls.reduced_kernels(full, ["a", "b"], least)
+    assert plain is full  # all components take more memory than Gram matrices
+    cut = permutation_nulls.reduced_kernels(full, ["a", "b"], least - 1)
+    assert cut.reduced
+    assert 0 < sum(gram.p for gram in cut.grams) < 150
 
 
 def test_blocks_are_divided_until_their_components_fit(study: Study, tuned: Callable[..., None]) -> None:
