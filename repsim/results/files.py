@@ -177,7 +177,7 @@ def _open(path: Path, form: str | None = None) -> xr.Dataset:
     expected = _KINDS.get(str(form), _ANY)
     try:
         mode = path.stat().st_mode  # once: another process may create or remove the file meanwhile
-    except (OSError, ValueError):
+    except (FileNotFoundError, NotADirectoryError, ValueError):
         raise StoreError(f"no such file: {path}", path=path) from None
     if not stat.S_ISREG(mode):
         what = "a folder" if stat.S_ISDIR(mode) else "a pipe or a device"
