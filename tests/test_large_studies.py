@@ -24,6 +24,8 @@ from repsim.study.chance import skewness, skewnesses
 from repsim.testing.examples import related_layers, small_study, write_network
 from repsim.testing.large import enlarged_study
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def study() -> xr.Dataset:

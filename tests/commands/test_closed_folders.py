@@ -63,6 +63,7 @@ def folders(tmp_path: Path, rng: np.random.Generator) -> Iterator[tuple[Path, Pa
     shut.chmod(0o700)
 
 
+@pytest.mark.slow
 @pytest.mark.processes
 @pytest.mark.skipif(os.name != "posix", reason="only POSIX has folders that may not be searched")
 def test_files_in_a_folder_that_may_not_be_searched(folders: tuple[Path, Path]) -> None:

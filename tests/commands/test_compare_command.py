@@ -115,6 +115,7 @@ def test_of_many_models_the_mean_of_the_closest_is_shown(stores: list[Path]) -> 
     assert rows["net_b"][1] == "-"
 
 
+@pytest.mark.slow
 def test_a_long_result_is_printed_on_request(tmp_path: Path) -> None:
     long = [make(tmp_path, name, widths=(3,) * 60) for name in "xy"]
     out = tmp_path / "long.nc"

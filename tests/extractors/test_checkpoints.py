@@ -701,6 +701,7 @@ def test_a_tensor_that_claims_more_numbers_than_its_file_holds(tmp_path: Path) -
     make_extractor("test_vit", weights=saved(tmp_path, state))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", ["head.weight", "head.bias", "reg_token", "pos_embed", "patch_embed.proj.weight"])
 @pytest.mark.parametrize("shape", [(), (3,), (0,), (1, 0, 3), (1, 1, 1, 1, 1)])
 def test_tensors_of_any_shape_are_one_line_or_fit(tmp_path: Path, key: str, shape: tuple[int, ...]) -> None:

@@ -182,6 +182,7 @@ def test_a_style_sheet_with_a_dark_background_hides_nothing() -> None:
 # Changes afterwards
 
 
+@pytest.mark.slow
 @drawn_in_turn(name for name in [*IMAGES, *OTHERS] if name not in {"figure", "plot_grid"})
 def test_a_title_that_is_set_later_has_its_room(name: str, tmp_path: Path) -> None:
     ax = (IMAGES | OTHERS)[name]()

@@ -141,6 +141,7 @@ def test_groups_of_pairs_have_looks_of_their_own() -> None:
     assert len({colour for colour, _ in looks}) == len(set(looks)) == 6
 
 
+@pytest.mark.slow
 def test_a_matrix_says_how_many_models_it_names() -> None:
     for width, named in ((3.3, True), (7.0, False)):
         figure = figures.plot_models(zoo(24), width=width).figure.figure
@@ -226,6 +227,7 @@ def test_measures_without_intervals_are_drawn_without_and_alone_refused() -> Non
         figures.heatmap(result["cka"], interval="half")  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_numbers_that_cannot_be_read_are_an_error() -> None:
     many = compared(30)["cka"]
     assert min(size for text, _, size in drawn_texts(figures.heatmap(many, annotate=True).figure.figure)) >= SMALLEST

@@ -26,6 +26,8 @@ from repsim.testing.examples import related_layers, write_network
 from repsim.testing.large import enlarged_study
 from tests.report.conftest import renamed
 
+pytestmark = pytest.mark.slow
+
 MATRICES = ("value", "low", "high", "chance", "chance_sd", "z", "p")
 FOLDER = Path(overview.__file__).parent
 

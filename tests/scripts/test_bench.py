@@ -406,6 +406,7 @@ def test_limits_are_those_of_the_model(worker: ModuleType, settings: dict[str, A
     assert list(Path(settings["out"]).iterdir()) == []
 
 
+@pytest.mark.slow
 def test_the_bare_loop_over_texts_computes_what_repsim_stores(bench: ModuleType, tmp_path: Path) -> None:
     worker = importlib.import_module("text_worker")
     sizes = {"hidden_size": 8, "num_hidden_layers": 6, "num_attention_heads": 2, "intermediate_size": 16}
@@ -441,6 +442,7 @@ def test_a_failed_run_gives_the_reason_in_one_line(bench: ModuleType, settings: 
 # --- plan
 
 
+@pytest.mark.slow
 def test_the_bench_of_the_plan_shows_predicted_and_measured_times(bench: ModuleType) -> None:
     command = ["plan", "mutual_knn", "cka", "--samples", "60", "--rounds", "1", "--few"]
     done = CliRunner().invoke(bench.main, command)

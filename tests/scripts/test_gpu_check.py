@@ -34,6 +34,7 @@ def test_a_machine_without_a_gpu_gives_one_line(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_parts_without_time_are_left_out_and_named(tmp_path: Path) -> None:
     done = check(tmp_path, "--device", "cpu", "--minutes", "0", "--parts", "limits,study")
     assert done.returncode == 0

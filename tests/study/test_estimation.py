@@ -203,6 +203,7 @@ def test_without_gives_the_indices_without_each_unit(whole: Estimates) -> None:
     assert whole.units == len(whole.changes)
 
 
+@pytest.mark.slow
 def test_finished_blocks_are_read_again_to_the_bit(case: Case, tmp_path: Path) -> None:
     plan, sharing = case.divided(4), Sharing(Checkpoints(tmp_path / "parts", keep=True))
     first = case.estimate(plan, sharing)
