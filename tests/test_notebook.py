@@ -180,6 +180,7 @@ def test_a_study_shows_its_sentences_and_the_tables_of_the_terminal(
     assert tables.pairs(study).rows[0][0] == "net.seed0 x net.seed1"
 
 
+@pytest.mark.slow
 def test_a_study_shows_the_figures_that_it_has(study: xr.Dataset) -> None:
     shown = study.repsim._repr_html_()
     assert re.findall('alt="([^"]*)" src="data:image/png;base64,iVBOR', shown) == [

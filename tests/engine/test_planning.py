@@ -282,6 +282,7 @@ def test_a_plan_fits_or_the_error_names_enough_memory(
     pytest.fail("the memory named in the error was not enough")
 
 
+@pytest.mark.slow
 @settings(max_examples=150)
 @given(shapes, samples, st.sampled_from(SPECS), limited, st.floats(1, 10))
 def test_more_memory_never_costs_more(

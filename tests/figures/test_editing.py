@@ -292,6 +292,7 @@ def test_a_norm_of_the_user_is_used() -> None:
     assert image.norm is norm
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", list(OTHERS))
 def test_every_figure_takes_a_title_and_lines_take_colours(name: str) -> None:
     options = {"cmap": "viridis"} if name in {"plot_trajectories", "plot_runs", "plot_drift"} else {}
@@ -511,6 +512,7 @@ def test_text_that_leaves_no_room_is_an_error_and_no_file(tmp_path: Path) -> Non
         pass
 
 
+@pytest.mark.slow
 def test_figures_of_a_study_take_the_look_of_images_on_the_command_line(tmp_path: Path) -> None:
     save_result(complete(STUDY), tmp_path / "study.nc")
     look = ["--cmap", "viridis", "--range", "0", "0.5", "--title", "Mine", "--format", "svg"]

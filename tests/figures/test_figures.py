@@ -268,6 +268,7 @@ def test_names_of_120_layers_are_thinned_evenly_and_do_not_overlap() -> None:
         assert ticks == set(range(data.sizes[dim]))  # layers without a name have a tick
 
 
+@pytest.mark.slow
 def test_names_of_60_layers_all_stand_and_can_be_read() -> None:
     ax = heatmap(result(60, 55)["cka"])
     pixels(ax)

@@ -270,6 +270,7 @@ def test_a_distance_is_a_distance_again(study: xr.Dataset) -> None:
     np.testing.assert_array_equal(one["match"].values, best_match(-one.values).columns)
 
 
+@pytest.mark.slow
 def test_the_path_is_the_best_match_given_or_computed(study: xr.Dataset) -> None:
     for measure in ("cka", "procrustes"):
         one = figures.pick(study, "net.seed0 x vit.seed0", measure)

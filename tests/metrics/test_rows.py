@@ -62,6 +62,7 @@ def test_a_cut_is_one_of_few_equal_runs(n: int, size: int, start: int) -> None:
     assert lengths == sorted(lengths, reverse=True)
 
 
+@pytest.mark.slow
 @given(st.integers(1, 3000), st.integers(1, 2000))
 def test_pieces_cover_the_rows_and_stay_in_the_cache(n: int, p: int) -> None:
     runs = list(pieces(torch.empty(n, p, device="meta")))

@@ -220,6 +220,7 @@ def test_finished_blocks_are_read_again_to_the_bit(case: Case, tmp_path: Path) -
         np.testing.assert_array_equal(values, again.errors[kind])
 
 
+@pytest.mark.slow
 def test_a_block_of_other_settings_is_not_read(case: Case, tmp_path: Path) -> None:
     sharing = Sharing(Checkpoints(tmp_path / "parts", keep=True))
     for _ in range(2):
