@@ -85,15 +85,22 @@ def contents(folder: Path, only: Callable[[str], bool] = lambda _: True) -> dict
     The names of parts depend on the checksums of stores, which `run` makes anew: its parts have one entry, "parts".
     """
     names = {str(path): folder / path for path in relative(folder)} if folder.exists() else {}
-    values = {name: content(path) for name, path in sorted(names.items()) if only(name)}
+    values = {name: content(path, folder) for name, path in sorted(names.items()) if only(name)}
     if (folder / "acts").exists():
         parts = [values.pop(name) for name in list(values) if name.endswith(".part")]
         values |= {"parts": sorted(parts)} if parts else {}
     return values
 
 
-def content(path: Path) -> Any:
-    """Return what is in a file, without dates: arrays to the bit. Of a damaged file it is the error."""
+def content(path: Path, folder: Path) -> Any:
+    """Return what is in a file, without dates and the name of its folder: arrays to the bit. It is an error if damaged.
+
+    ``folder`` is the one into which the command writes.
+    """
+
+    def plain(text: str) -> str:
+        return DATE.sub("DATE", text).replace(str(folder), "FOLDER")
+
     if path.suffix == ".nc":
         try:
             data = open_result_or_study(path)
@@ -103,12 +110,12 @@ def content(path: Path) -> Any:
             str(name): (variable.dims, str(variable.dtype), variable.values.tobytes())
             for name, variable in data.variables.items()
         }
-        texts = {key: DATE.sub("DATE", str(value)) for key, value in data.attrs.items() if key not in DATES}
+        texts = {key: plain(str(value)) for key, value in data.attrs.items() if key not in DATES}
         return values | {f"attribute {key}": value for key, value in texts.items()}
     if path.suffix == ".h5":
         return bits(path)
     if path.suffix == ".html":
-        return DATE.sub("DATE", path.read_text("utf-8"))
+        return plain(path.read_text("utf-8"))
     return path.read_bytes()
 
 

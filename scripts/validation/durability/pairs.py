@@ -29,7 +29,7 @@ def reading(path: Path, wanted: Mapping[str, Any], counts: Counter[str], place: 
         try:
             while not stop.exists():
                 try:
-                    value = content(path)
+                    value = content(path, path.parent)
                 except FileNotFoundError:
                     value = "no such file"
                 if value == wanted[path.name]:
@@ -115,7 +115,7 @@ def adding(report: Report, rng: np.random.Generator, place: Path, inputs: Path) 
         report.check(code == 0, f"compare {measures}: {stderr}")
 
     finish(*MEASURES)
-    wanted = content(target)
+    wanted = content(target, target.parent)
     target.unlink()
     finish(*MEASURES[:2])
     outcomes = []
@@ -130,7 +130,7 @@ def adding(report: Report, rng: np.random.Generator, place: Path, inputs: Path) 
         else:
             report.check(code == 0, f"compare {measures}, of two: {code}: {stderr}")
             outcomes.append("added")
-    held = content(target)
+    held = content(target, target.parent)
     missing = [key for key in wanted if not key.startswith("attribute") and held.get(key) != wanted[key]]
     report.check(not missing, f"compare: of two that add measures, one has lost what the other added: {missing}")
     report.check([*map(str, relative(out))] == ["result.nc"], f"compare: left behind: {relative(out)}")
