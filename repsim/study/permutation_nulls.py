@@ -126,6 +126,11 @@ class Reduced:
     def _residuals(self) -> "dict[int, _Residuals]":
         return {}
 
+    def release(self) -> None:
+        """Free the reduced and the residual kernels, which are computed again if they are needed again."""
+        for name in ("plain", "_residuals"):
+            self.__dict__.pop(name, None)
+
     @property
     def models(self) -> list[str]:
         """Names of the models of all pairs, each once."""
@@ -261,6 +266,8 @@ def cka_nulls(
                 permuted = np.concatenate([of_run[1:, p] for of_run in values])
                 if kind == RAW or np.isfinite(permuted).any() or np.isfinite(values[0][0, p]).any():
                     nulls[kind, pair.name] = Null(values[0][0, p], permuted)
+        if len(parts) > 1:  # all of them may not fit into the memory
+            part.release()
     return nulls
 
 

@@ -190,6 +190,7 @@ def test_blocks_are_divided_until_their_components_fit(study: Study, tuned: Call
         unlimited = [dataclasses.replace(part, memory=None) for part in parts]
         for key, null in permutation_nulls.cka_nulls(unlimited, [RAW], draw).items():
             np.testing.assert_allclose(null.permuted, whole[key].permuted, atol=1e-2)
+        assert not any("plain" in vars(part) for part in unlimited)  # all of them may not fit into the memory
 
 
 @pytest.mark.parametrize("exact", [N, N - 1])
