@@ -1,5 +1,6 @@
 """Compare all pairs of layers of two or more stores."""
 
+import dataclasses
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,7 +23,7 @@ from repsim.engine.intervals import Estimate, estimate, level_of
 from repsim.engine.layer_intervals import Intervals
 from repsim.engine.options import CompareOptions
 from repsim.engine.pair_matrix import Layer, Matrix
-from repsim.engine.planning import Limits, Meter, Plan, Stage, plan, with_intervals
+from repsim.engine.planning import Limits, Meter, Plan, Stage, plan, with_intervals, with_widths
 from repsim.engine.preparation import Source, prepare
 from repsim.engine.resampling import leaves_one_out
 from repsim.errors import Argument, InvalidInputError, Remedy, TooLittleMemoryError
@@ -32,6 +33,7 @@ from repsim.metrics.algorithms.gram_space import GramSweep
 from repsim.metrics.algorithms.pair_by_pair import PairSweep
 from repsim.metrics.algorithms.sweep import Sweep
 from repsim.metrics.base import GramMetric
+from repsim.metrics.recipes.base import MomentFactor
 from repsim.metrics.recipes.cost import NOMINAL, Cost
 from repsim.metrics.recipes.groups import GroupsLike
 from repsim.metrics.recipes.rows import Rows
@@ -589,6 +591,11 @@ class Comparison:
             return
         ambiguities = {metric.spec: metric.ambiguity for metric in stage.metrics if metric.ambiguity is not None}
         measures = [*stage.metrics, *ambiguities.values()]
+        widths = {name: factor.p for name, factor in factors.items() if isinstance(factor, MomentFactor)}
+        expected = with_widths(stage, self.matrix.n, widths)
+        meter.correct(stage, expected)
+        stages = tuple(expected if planned is stage else planned for planned in self.plan.stages)
+        self.plan = dataclasses.replace(self.plan, stages=stages)
         sweep = _sweep(stage, measures, [factors[name] for name in rows], [factors[name] for name in columns])
         title = repr(
             (__version__, stage.recipe, [repr(m) for m in measures], stage.algorithm, stage.form, self.matrix.n)
@@ -599,7 +606,7 @@ class Comparison:
         identities = [self.matrix.identity(name) for side in (rows, columns) for name in side]
         title += repr([self.view.fingerprint, *identities])
         computed = compute_sweep(
-            sweep, title, checkpoints=checkpoints, me=self.me, step=meter.comparing(stage, sweep.units)
+            sweep, title, checkpoints=checkpoints, me=self.me, step=meter.comparing(expected, sweep.units)
         )
         differences = dict(zip(ambiguities, computed[len(stage.metrics) :], strict=True))
         for metric, of_all in zip(stage.metrics, computed, strict=False):

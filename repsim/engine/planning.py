@@ -20,7 +20,7 @@ import math
 import re
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +33,7 @@ from repsim.metrics.base import Algorithm, MomentMetric, PairMetric
 from repsim.metrics.recipes.base import StreamingRecipe
 from repsim.metrics.recipes.cost import NOMINAL, NOTHING, Cost, LayerSize
 from repsim.metrics.recipes.gram import KernelRecipe
+from repsim.metrics.recipes.subspace import PrincipalSubspace
 from repsim.runtime import tuning
 from repsim.runtime.files import format_size
 from repsim.runtime.processes import Ranks
@@ -414,26 +415,57 @@ def _feature_space(stage: Stage, n: int, widths: list[int], itemsize: int, free:
             chunk //= 2
         room = max(largest, min(room, free - 3 * min(chunk, n) * row - largest))
     units = units_of_moments(widths[:height], columns, room, symmetric=symmetric, norms=norms)
-    pairs = [pair for unit in units for pair in unit]
-    flop = flop_of_moments(n, widths, pairs)
+    products = sum(widths[u] * widths[v] for unit in units for u, v in unit)
+    memory = min(room, 8 * products) + largest
+    if not stage.kept:
+        memory += 3 * min(chunk, n) * max(sum(widths[u] for u in _layers_of(unit)) for unit in units) * itemsize
+    stage = dataclasses.replace(stage, chunk=chunk, room=room, memory=memory)
+    return dataclasses.replace(stage, comparing=_cost_of_moments(stage, n, widths, units))
+
+
+def _layers_of(unit: Sequence[tuple[int, int]]) -> list[int]:
+    return sorted({u for pair in unit for u in pair})
+
+
+def _cost_of_moments(stage: Stage, n: int, widths: Sequence[int], units: Sequence[Sequence[tuple[int, int]]]) -> Cost:
+    """Return the cost of cross-moments of layers of these widths, in units, and of what follows from them."""
+    layers, pairs = stage.layers, [pair for unit in units for pair in unit]
     products = sum(widths[u] * widths[v] for u, v in pairs)
-    cost = Cost.of_products(flop, itemsize)
-    cost += Cost(summed=1.0 * products, added=products * max(0.0, n / chunk - 1), calls=_CALLS_OF_PRODUCT * len(pairs))
+    cost = Cost.of_products(flop_of_moments(n, widths, pairs), max(4, *(layer.itemsize for layer in layers)))
+    added = products * max(0.0, n / stage.chunk - 1)
+    cost += Cost(summed=1.0 * products, added=added, calls=_CALLS_OF_PRODUCT * len(pairs))
+    metrics = [metric for metric in stage.metrics if isinstance(metric, MomentMetric)]
     for (p, q), times in Counter((widths[u], widths[v]) for u, v in pairs).items():
         # measures of equal cost compute the same from the products, and share it
         spanned = max(p, q) >= n - 1
         costs = {metric.moment_cost(p, q) for metric in metrics if not (spanned and metric.constant_if_spanned)}
         cost += times * sum(costs, NOTHING)
-    memory = min(room, 8 * products) + largest
     if not stage.kept:
-        layers_of_units = [sorted({u for pair in unit for u in pair}) for unit in units]
-        layers = stage.layers
-        memory += 3 * min(chunk, n) * max(sum(widths[u] for u in unit) for unit in layers_of_units) * itemsize
+        again = [u for unit in units for u in _layers_of(unit)]
         cost += Cost(
-            touched=float(n) * sum(widths[u] for unit in layers_of_units for u in unit),
-            read=float(n) * sum(layers[u].p * layers[u].itemsize for unit in layers_of_units for u in unit),
+            touched=float(n) * sum(widths[u] for u in again),
+            read=float(n) * sum(layers[u].p * layers[u].itemsize for u in again),
         )
-    return dataclasses.replace(stage, chunk=chunk, room=room, comparing=cost, memory=memory)
+    return cost
+
+
+def with_widths(stage: Stage, n: int, widths: Mapping[str, int]) -> Stage:
+    """Return a stage whose cost is that of prepared layers with these numbers of columns, by their names.
+
+    From shapes alone, nobody knows how many directions a layer keeps; a plan counts all. Undefined layers have no
+    entry, and cost nothing.
+    """
+    rows, columns = (tuple(layer for layer in side if layer.name in widths) for side in (stage.rows, stage.columns))
+    if stage.algorithm != "moments" or not rows or not columns:
+        return stage
+    left = dataclasses.replace(stage, rows=rows, columns=columns)
+    of_layers, of_columns = ([widths[layer.name] for layer in side] for side in (left.layers, columns))
+    norms = any(metric.normalised for metric in stage.metrics if isinstance(metric, MomentMetric))
+    symmetric = not set(rows).isdisjoint(columns)
+    units = units_of_moments(
+        of_layers[: len(rows)], of_layers if symmetric else of_columns, stage.room, symmetric=symmetric, norms=norms
+    )
+    return dataclasses.replace(stage, comparing=_cost_of_moments(left, n, of_layers, units))
 
 
 def _pair_by_pair(stage: Stage, n: int) -> Stage:
@@ -471,7 +503,17 @@ def _lines(stage: Stage, n: int) -> list[str]:
         f"{names}: {len(stage.rows)} x {len(stage.columns)} layers, {n:,} samples",
         f"  {algorithm}",
         f"  {preparation}, {storage}",
+        *_on_directions(stage.recipe),
         *([f"  intervals: each sample left out ({_format_flop(stage.leaving_out)})"] * (stage.leaving_out != NOTHING)),
+    ]
+
+
+def _on_directions(recipe: Recipe[Any]) -> list[str]:
+    if not isinstance(recipe, PrincipalSubspace) or recipe.variance == 1:
+        return []
+    share = 100 * recipe.variance
+    return [
+        f"  as if {share:.4g} % of the variance took all directions; known when layers are prepared, and often less"
     ]
 
 
@@ -520,6 +562,14 @@ class Meter:
     def leaving_out(self, stage: Stage, units: int) -> Step:
         """Return the function to call after each unit of an interval's pass, which only one process computes."""
         return _Units(self, stage.leaving_out.seconds(self._rates) / units)
+
+    def correct(self, planned: Stage, prepared: Stage) -> None:
+        """Predict the rest again, because the prepared layers of a stage show that it costs something else."""
+        difference = prepared.seconds(self._rates) - planned.seconds(self._rates)
+        if difference:
+            self._total += difference
+            self._finished += difference  # `finished` adds what was planned
+            self._expect()
 
     def finished(self, stage: Stage) -> None:
         """Count a stage as finished, including the parts of other processes and of earlier runs."""

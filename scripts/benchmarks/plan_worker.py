@@ -59,6 +59,7 @@ def measure(name: str, settings: Settings) -> Result:
                 "layers": size,
                 "algorithm": comparison.plan.stages[0].algorithm,
                 "predicted": predicted,
+                "corrected": comparison.plan.seconds(speed),
                 "calibration": calibration["cpu"],
                 **spent,
             }

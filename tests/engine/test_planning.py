@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from repsim.engine.planning import LayerShape, Limits, Meter, Plan, Stage, plan
+from repsim.engine.planning import LayerShape, Limits, Meter, Plan, Stage, plan, with_widths
 from repsim.errors import TooLittleMemoryError
 from repsim.metrics import get
 from repsim.metrics.recipes.cost import NOMINAL, Cost
@@ -324,6 +324,7 @@ def test_lines_of_a_plan() -> None:
         "svcca: 17 x 13 layers, 5,000 samples",
         f"  feature space, runs of 4,096 samples ({_tera(comparison_plan.stages[1].cost)} TFLOP)",
         "  each layer prepared once (principal subspace), kept in memory",
+        "  as if 99 % of the variance took all directions; known when layers are prepared, and often less",
     ]
     tight = planned(resnet, vit, 5000, limits=Limits(3 * 10**8)).lines()
     assert tight[-1].startswith("  each layer prepared once (centred gram), read again as needed, ")
@@ -434,3 +435,32 @@ def test_units_of_an_earlier_run_and_shares_of_the_running_one() -> None:
     assert shown.expected == pytest.approx(total - 2 * of_unit), "units that are computed change no prediction"
     Meter(comparison_plan, ALONE, other := Shown())
     assert other.expected == 0, "nominal rates predict no time"
+
+
+def test_prepared_layers_correct_the_prediction() -> None:
+    """A plan counts all directions; once layers are prepared, the rest is predicted from those that are kept."""
+    a, b = net("a", [300, 200]), net("b", [250])
+    comparison_plan = planned(a, b, 3000, "svcca")
+    (stage,) = comparison_plan.stages
+    assert with_widths(stage, 3000, {layer.name: layer.p for layer in stage.layers}) == stage
+    few = with_widths(stage, 3000, {"a/0": 30, "a/1": 20, "b/0": 25})
+    (narrow,) = planned(net("a", [30, 20]), net("b", [25]), 3000, "svcca").stages
+    assert few.comparing == narrow.comparing
+    without = with_widths(stage, 3000, {"a/0": 30, "b/0": 25})
+    (narrow,) = planned(net("a", [30]), net("b", [25]), 3000, "svcca").stages
+    assert without.comparing == narrow.comparing, "undefined layers cost nothing"
+    assert with_widths(stage, 3000, {"b/0": 25}) == stage, "no pair is left, and nothing is compared"
+
+    seen: list[int] = []
+    meter = Meter(comparison_plan, ALONE, lambda done, _: seen.append(done))
+    prepared = meter.preparing(stage)
+    for _ in range(3):
+        prepared()
+    meter.correct(stage, few)
+    compared = meter.comparing(few, 2)
+    compared()
+    half = stage.preparing.seconds(NOMINAL) + few.comparing.seconds(NOMINAL) / 2
+    assert seen[-1] == round(100 * half / few.seconds(NOMINAL))
+    compared()
+    meter.finished(stage)
+    assert seen[-1] == 100
