@@ -39,22 +39,29 @@ def plan(names: Sequence[str], samples: Sequence[int], rounds: int, limit: float
             *("layers", "algorithm", "predicted", "layers prepared", "measured", "predicted / measured", ""),
         )
         right = 0
+        measured_of, calibration = 0, "nothing was measured"
         for name in chosen:
-            click.echo(f"  {name} ...", err=True)
+            click.echo(f"  {name} ", nl=False, err=True)
             settings = {"samples": n, "measures": [name], "limit": limit, "few": few}
             results = [
                 run_in_fresh_process(WORKER, settings, python=sys.executable, threads=1, label=name)[name]
                 for _ in range(rounds)
             ]
+            if refused := results[0].get("refused"):
+                click.echo(refused, err=True)
+                plan_table.add_row(name, "too little memory", "", "", "", "", "", "")
+                continue
+            measured_of += 1
             predicted, corrected, measured = (median(results, key) for key in ("predicted", "corrected", "cpu"))
             ratio = median([{"ratio": result["corrected"] / result["cpu"]} for result in results], "ratio")
             within = 1 / WITHIN <= ratio <= WITHIN
             right += within
+            click.echo(f"{ratio:.2f}", err=True)
             plan_table.add_row(
                 name, results[0]["layers"], results[0]["algorithm"], f"{predicted:.2f}",
                 "" if corrected == predicted else f"{corrected:.2f}", f"{measured:.2f}", f"{ratio:.2f}",
                 "" if within else "*",
             )  # fmt: skip
-        calibration = f"rates measured in {median(results, 'calibration'):.2f} s"
-        plan_table.caption = f"{right} of {len(chosen)} within 30 %, others marked *; {calibration}"
+            calibration = f"rates measured in {median(results, 'calibration'):.2f} s"
+        plan_table.caption = f"{right} of {measured_of} within 30 %, others marked *; {calibration}"
         show(plan_table)

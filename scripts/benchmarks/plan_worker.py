@@ -35,7 +35,7 @@ class Settings:
 
 
 def measure(name: str, settings: Settings) -> Result:
-    """Predict and time one measure on the most layers whose comparison is predicted to end within the limit.
+    """Predict and time one measure on the most layers that fit into memory and are predicted to end within the limit.
 
     Both times are those of the processor, so that other programs disturb them less. The rates are measured right
     before the comparison.
@@ -43,13 +43,20 @@ def measure(name: str, settings: Settings) -> Result:
     from repsim import compare  # noqa: PLC0415
     from repsim.engine.calibration import rates  # noqa: PLC0415
     from repsim.engine.comparison import Comparison  # noqa: PLC0415
+    from repsim.errors import TooLittleMemoryError  # noqa: PLC0415
 
     tiny = [activations({"x": 64}, 200, seed) for seed in (1, 2)]
     compare(tiny[0], tiny[1], [name], progress=False)  # warm up: imports and other one-time work
     names = list(SIDES)[-1:] if settings.few else list(SIDES)
     for size in names:
         a, b = (activations(side, settings.samples, seed) for seed, side in enumerate(SIDES[size], 1))
-        with Comparison(a, b, [name]) as comparison:
+        try:
+            planned = Comparison(a, b, [name])
+        except TooLittleMemoryError as error:
+            if size == names[-1]:
+                return {"refused": str(error)}
+            continue
+        with planned as comparison:
             speed, calibration = timed(lambda: rates("cpu", clock=time.process_time))
             predicted = comparison.plan.seconds(speed)
             if predicted > settings.limit and size != names[-1]:
