@@ -4,7 +4,7 @@ import importlib
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from scipy.stats import kstest
 from repsim.runtime.processes import ALONE
 from repsim.study.block_sums import draw_halves
 from repsim.study.blocks import Block, sides
+from repsim.study.partial_cka import partial
 
 ROOT = Path(__file__).parents[2]
 Values = Callable[[str, str], list[float]]
@@ -26,6 +27,13 @@ def script() -> Iterator[ModuleType]:
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(ROOT / "scripts" / "validation")
         yield importlib.import_module("validate_statistics")
+
+
+@pytest.fixture(scope="module")
+def parts(script: ModuleType) -> SimpleNamespace:
+    """Return the modules of the parts by their names."""
+    names = ["populations", "intervals_of_samples", "random_draws", "shared_kernels", "unrelated_networks", "studies"]
+    return SimpleNamespace(**{name: importlib.import_module(f"simulations.{name}") for name in names})
 
 
 @pytest.fixture(scope="module")
@@ -51,36 +59,36 @@ def values(cells: list[Any]) -> Values:
 
 
 @pytest.mark.parametrize("kind", ["flat", "1/i"])
-def test_many_samples_approach_the_population(script: ModuleType, kind: str) -> None:
-    true = script.population(kind)
+def test_many_samples_approach_the_population(parts: Any, kind: str) -> None:
+    true = parts.populations.population(kind)
     np.testing.assert_allclose(true.draw(np.random.default_rng(0), 4000).values()[0], true.R, atol=0.04)
 
 
-def test_the_population_has_the_specified_shares(script: ModuleType) -> None:
-    true = script.population("1/i")
-    truth = script.true_values(*true.theta(script._STUDY), true.R)
+def test_the_population_has_the_specified_shares(parts: Any) -> None:
+    true = parts.populations.population("1/i")
+    truth = parts.intervals_of_samples.true_values(*true.theta(parts.populations.STUDY), true.R)
     shares = [truth[f"share: {share}, mean over depths"] for share in ("input", "universal", "family", "seed")]
     np.testing.assert_allclose(shares, [0.45, 0.19, 0.15, 0.21], atol=1e-12)
     assert truth["effect of training"] < 0 < truth["effect of training, input given"]
 
 
-def test_random_networks_have_the_effect_on_average(script: ModuleType) -> None:
+def test_random_networks_have_the_effect_on_average(parts: Any) -> None:
     """Without a spread, partial CKA of trained networks exceeds the strongest control by the effect."""
-    design = script.families(2, 2, 2, layers=1)
-    drawn = script.random_networks(np.random.default_rng(0), design, 4000, 0.1, 0.0)
-    residuals = script.partial(drawn.values()[0], drawn.positions["input"].tolist())
+    design = parts.studies.families(2, 2, 2, layers=1)
+    drawn = parts.random_draws.random_networks(np.random.default_rng(0), design, 4000, 0.1, 0.0)
+    residuals = partial(drawn.values()[0], drawn.positions["input"].tolist())
     A, B, untrained_A = (int(drawn.positions[name][0]) for name in ("A0", "B0", "A.untrained0"))
     assert residuals[A, B] - residuals[untrained_A, B] == pytest.approx(0.1, abs=0.02)
 
 
-def test_layered_networks_match_at_equal_depth(script: ModuleType) -> None:
-    R = script.layered(3, matched=True).R
+def test_layered_networks_match_at_equal_depth(parts: Any) -> None:
+    R = parts.intervals_of_samples.layered(3, matched=True).R
     np.testing.assert_allclose(R[:3, 3:6], np.eye(3) / (1 + 0.7**4), atol=1e-12)
     np.testing.assert_allclose(R[:, 6:], np.eye(12)[:, 6:], atol=1e-12)
 
 
-def test_heavy_tails_are_those_of_t3(script: ModuleType) -> None:
-    true = script.layered(3, matched=False)
+def test_heavy_tails_are_those_of_t3(parts: Any) -> None:
+    true = parts.intervals_of_samples.layered(3, matched=False)
     x = true.layers(np.random.default_rng(0), 4000, heavy=True)[0] / 0.7
     assert kstest(x[:, 0], "t", args=(3,)).pvalue > 0.001
 
@@ -89,21 +97,21 @@ def test_heavy_tails_are_those_of_t3(script: ModuleType) -> None:
 
 
 @pytest.fixture(scope="module")
-def both(script: ModuleType) -> tuple[Any, Any]:
+def both(parts: Any) -> tuple[Any, Any]:
     """Return the kernels of five layers, from features and from Gram matrices."""
     rng = np.random.default_rng(3)
     layers = [rng.normal(size=(60, width)) + rng.normal(size=(60, 1)) for width in (4, 5, 9, 3, 2)]
-    of = script.places(script.families(1, 2, 0, layers=2), 1)
-    return script.FeatureKernels(tuple(layers), of), script.gram_kernels(layers, of)
+    of = parts.studies.places(parts.studies.families(1, 2, 0, layers=2), 1)
+    return parts.studies.FeatureKernels(tuple(layers), of), parts.studies.gram_kernels(layers, of)
 
 
-def test_kernels_from_features_are_those_of_a_study(script: ModuleType, both: tuple[Any, Any]) -> None:
+def test_kernels_from_features_are_those_of_a_study(parts: Any, both: tuple[Any, Any]) -> None:
     of_features, of_grams = both
     np.testing.assert_allclose(of_features.values(), of_grams.values(), atol=1e-6)
     np.testing.assert_array_equal(of_features.unit_of, of_grams.unit_of)
-    design, halves = script.families(1, 2, 0, layers=2), draw_halves(of_grams.unit_of, 2, 5)
+    design, halves = parts.studies.families(1, 2, 0, layers=2), draw_halves(of_grams.unit_of, 2, 5)
     block = sides(Block(design.members, design.members), design, of_grams.positions)
-    sums = [script.sums_of(of)(of, block, halves, cubes=False, room=0, panel=17, tile=9, held=2) for of in both]
+    sums = [parts.studies.sums_of(of)(of, block, halves, cubes=False, room=0, panel=17, tile=9, held=2) for of in both]
     for of in sums:
         of.compute(ALONE, lambda: None)
     for one, other in zip(*(of.halves() for of in sums), strict=True):
@@ -117,9 +125,9 @@ def test_kernels_from_features_are_those_of_a_study(script: ModuleType, both: tu
     np.testing.assert_allclose(of_features.values_on(half, selected), of_grams.values_on(half, selected), atol=1e-6)
 
 
-def test_some_of_the_networks_have_the_values_of_all(script: ModuleType, both: tuple[Any, Any]) -> None:
-    design = script.families(1, 1, 0, layers=2)
-    part, rows = script.some_of(both[0], design), [0, 1, 4]
+def test_some_of_the_networks_have_the_values_of_all(parts: Any, both: tuple[Any, Any]) -> None:
+    design = parts.studies.families(1, 1, 0, layers=2)
+    part, rows = parts.studies.some_of(both[0], design), [0, 1, 4]
     np.testing.assert_array_equal(part.positions["input"], [2])
     full, fewer = both[0].sweep, part.sweep
     np.testing.assert_array_equal(fewer.left_out, full.left_out[:, :, rows][..., rows])
@@ -130,19 +138,19 @@ def test_some_of_the_networks_have_the_values_of_all(script: ModuleType, both: t
     )
 
 
-def test_a_known_part_is_shared(script: ModuleType) -> None:
-    R = script.shared(0.25, 60).R
+def test_a_known_part_is_shared(parts: Any) -> None:
+    R = parts.shared_kernels.shared(0.25, 60).R
     assert R[0, 1] == pytest.approx(0.25)
     assert R[2, 3] == pytest.approx(0.625)
-    assert script.partial(R, [4])[2, 3] == pytest.approx(0.25)
+    assert partial(R, [4])[2, 3] == pytest.approx(0.25)
 
 
-def test_unrelated_networks_are_dissimilar_and_layers_of_one_network_similar(script: ModuleType) -> None:
-    drawn = script.unrelated(np.random.default_rng(0), "1/i", 2000, control="the input")
-    partial = script.partial(drawn.values()[0], drawn.positions["input"].tolist())
+def test_unrelated_networks_are_dissimilar_and_layers_of_one_network_similar(parts: Any) -> None:
+    drawn = parts.unrelated_networks.unrelated(np.random.default_rng(0), "1/i", 2000, control="the input")
+    residuals = partial(drawn.values()[0], drawn.positions["input"].tolist())
     a, b = drawn.positions["a"], drawn.positions["b"]
-    assert abs(partial[np.ix_(a, b)]).max() < 0.01
-    assert partial[np.ix_(a, a)].min() > 0.5
+    assert abs(residuals[np.ix_(a, b)]).max() < 0.01
+    assert residuals[np.ix_(a, a)].min() > 0.5
     assert drawn.values()[0][np.ix_(a, b)].min() > 0.2
 
 

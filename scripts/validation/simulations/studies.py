@@ -1,4 +1,4 @@
-"""Designs and kernels of simulated studies, for validate_statistics.py: without stores, and fast."""
+"""Designs and kernels of simulated studies, of `validate_statistics.py`: without stores, and fast."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence

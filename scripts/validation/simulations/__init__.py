@@ -1,0 +1,1 @@
+"""Simulations of `validate_statistics.py`, one part of it in each file."""
