@@ -225,7 +225,7 @@ class Uniformity(_OneNumber):
     def cost(self, layer: LayerSize) -> Cost:
         """Return the cost of half of all squared distances, and of their exponentials."""
         n, p = layer.n, layer.p
-        return Cost.of_products(1.0 * n * n * p, layer.itemsize) + Cost(touched=2.5 * n * n + 4.0 * n * p, calls=120)
+        return Cost.of_products(1.0 * n * n * p, layer.itemsize) + Cost(touched=11.0 * n * n + 7.0 * n * p, calls=120)
 
     def __call__(self, x: Float[Tensor, "n p"]) -> Statistic:
         """Compute the statistic of one layer."""

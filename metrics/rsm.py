@@ -14,7 +14,7 @@ from typing_extensions import override
 from repsim.errors import UndefinedValueError
 from repsim.metrics.base import Array, Chance, GramMetric, Group, Invariance, PairMetric
 from repsim.metrics.recipes.base import InMemoryRecipe
-from repsim.metrics.recipes.cost import Cost, LayerSize, Memory
+from repsim.metrics.recipes.cost import Cost, LayerSize, Memory, outside_cache
 from repsim.metrics.recipes.gram import NEAR, CentredGram, Gram, distances
 from repsim.metrics.recipes.rows import column_means, cut, float64_device
 
@@ -168,7 +168,7 @@ class RankedCorrelations(InMemoryRecipe[Ranks]):
         n = layer.n
         pairs = n * (n - 1) / 2
         return Cost(
-            flop64=1.0 * n * n * layer.p, touched=52 * pairs, sorted=pairs * math.log2(max(2.0, pairs)), calls=600
+            flop64=1.0 * n * n * layer.p, touched=(52 + 46 * outside_cache(n)) * pairs, sorted=pairs * math.log2(max(2.0, pairs)), calls=600
         )
 
     @override
@@ -396,7 +396,8 @@ class EuclideanDistances(InMemoryRecipe[DistanceMatrix]):
     @override
     def cost(self, layer: LayerSize) -> Cost:
         """Return the cost of half of all distances, and of their roots."""
-        return Cost(flop64=1.0 * layer.n * layer.n * layer.p, touched=4.0 * layer.n * layer.n, calls=300)
+        n = layer.n
+        return Cost(flop64=1.0 * n * n * layer.p, touched=(4.0 + 7.0 * outside_cache(n)) * n * n, calls=300)
 
     @override
     def memory(self, layer: LayerSize) -> Memory:
@@ -490,7 +491,10 @@ class RSMDifference(PairMetric[DistanceMatrix]):
     @override
     def pair_cost(self, n: int, p: int, q: int) -> Cost:
         """Return the cost of all eigenvalues, or of some twenty products with a vector."""
-        eigenvalues = Cost.of_eigenvalues(n, 0.4) if n < _EXACT_BELOW else Cost(added=18.0 * n * n, calls=500)
+        if n < _EXACT_BELOW:
+            eigenvalues = Cost.of_eigenvalues(n, 0.4)
+        else:
+            eigenvalues = Cost(added=(18.0 + 16.0 * outside_cache(n)) * n * n, calls=500)
         return eigenvalues + Cost(touched=0.5 * n * n, calls=20)
 
 

@@ -117,4 +117,4 @@ def cost_of_assignment(p: int, q: int) -> Cost:
 
 def cost_of_transport(p: int, q: int) -> Cost:
     """Return the approximate cost of `best_transport`, as measured on correlations of layers."""
-    return Cost(touched=30.0 * p * q + 4.0 * (p + q) ** 2)
+    return Cost(touched=42.0 * p * q + 5.6 * (p + q) ** 2)

@@ -65,6 +65,14 @@ class Cost:
         return float(max(reading, sum(amount / rate for amount, rate in pairs if amount) - reading))
 
 
+def outside_cache(n: int) -> float:
+    """Return how much of an n x n matrix in float64 is outside of the cache when it is needed, from 0 to 1.
+
+    Rates are measured on small arrays. Operations on larger ones take longer, as measured up to n = 10,000.
+    """
+    return min(1.0, n / 10_000)
+
+
 NOTHING = Cost()
 NOMINAL = Cost(
     flop32=2e11, flop64=1e11, decomposed=5e10, touched=1e9, added=2.5e9, read=1e9, reduced=3e7, summed=2.5e9,

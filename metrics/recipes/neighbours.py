@@ -173,7 +173,7 @@ class NearestNeighbours(StreamingRecipe[Neighbours]):
         side = tuning.current().neighbour_side
         products = Cost.of_products(1.0 * n * (n + min(n, side)) * p, layer.itemsize)
         exact = self.k if self.features else 0  # distances to the neighbours, in float64
-        return products + Cost(touched=2.3 * n * n + (8.0 + exact) * n * p, calls=300)
+        return products + Cost(touched=5.5 * n * n + (8.0 + exact) * n * p, calls=300)
 
     @override
     def memory(self, layer: LayerSize) -> Memory:
