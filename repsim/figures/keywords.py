@@ -21,6 +21,10 @@ _NAMES = (Sequence, np.ndarray)
 _TYPES: dict[str, tuple[tuple[type, ...], str]] = {
     "ax": ((Axes,), "axes of matplotlib"),
     "title": ((str,), "a text"),
+    "measure": ((str,), "the name of a measure"),
+    "comparison": ((str,), "the name of a comparison"),
+    "run": ((str,), "the name of a run"),
+    "layer": ((str,), "the name of a layer"),
     "labels": ((Mapping,), "a mapping from names to texts"),
     "order": (_NAMES, "a sequence of names"),
     "metrics": (_NAMES, "a sequence of names"),
@@ -49,8 +53,8 @@ _TEXTS = ("order", "metrics", "measures", "pairs", "im_kw")
 """Keywords whose items are texts."""
 
 
-def check_keywords(function: Callable[..., Any], keywords: Mapping[str, Any]) -> None:
-    """Check the names of all keywords of a figure and the types of those that figures share.
+def check_keywords(function: Callable[..., Any], keywords: Mapping[str, Any], arguments: Sequence[Any] = ()) -> None:
+    """Check the names of all keywords of a figure, and the types of keywords and arguments that figures share.
 
     Raises
     ------
@@ -65,7 +69,7 @@ def check_keywords(function: Callable[..., Any], keywords: Mapping[str, Any]) ->
             similar = nearest(name, own)
             meant = f"did you mean {' or '.join(similar)}?" if similar else f"it has {', '.join(own)}"
             raise TypeError(f"{function.__name__} has no keyword {name!r}; {meant}")
-    check_values(keywords)
+    check_values(dict(zip(own, arguments, strict=False)) | dict(keywords))
 
 
 def check_values(keywords: Mapping[str, Any]) -> None:

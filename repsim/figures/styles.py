@@ -137,7 +137,7 @@ def in_style(function: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
-        check_keywords(function, kwargs)
+        check_keywords(function, kwargs, args)
         style: Any = kwargs.get("style")
         if style is None:
             return function(*args, **kwargs)

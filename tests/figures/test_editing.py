@@ -520,6 +520,19 @@ def test_every_format_of_numbers_is_a_format_of_cells(form: str) -> None:
     assert cells[: PAIR.shape[1]] == [f"{value:{form}}" for value in PAIR.values[0]] if form else not cells
 
 
+@pytest.mark.parametrize("name", ["plot_trajectories", "plot_layers_by_step"])
+def test_what_a_series_does_not_show_is_one_clear_error(name: str) -> None:
+    with pytest.raises(InvalidInputError, match="expected show='similarity' or show='calibrated', got 'depth'"):
+        {**IMAGES, **OTHERS}[name](show="depth")
+    with pytest.raises(InvalidInputError, match="expected comparison=the name of a comparison, got 3"):
+        {**IMAGES, **OTHERS}[name](comparison=3)
+
+
+def test_an_argument_without_its_keyword_is_checked_as_well() -> None:
+    with pytest.raises(InvalidInputError, match="expected measure=the name of a measure, got 3"):
+        figures.plot_pairs(STUDY, 3)  # type: ignore[arg-type]
+
+
 def test_a_keyword_that_does_not_exist_names_similar_ones() -> None:
     with pytest.raises(TypeError, match="plot_grid has no keyword 'vmx'; did you mean vmax"):
         figures.plot_grid(STUDY, vmx=1)  # type: ignore[call-arg]
