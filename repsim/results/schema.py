@@ -89,6 +89,8 @@ def _interval_problems(variable: xr.DataArray, name: Any) -> Iterator[str]:
         yield f"{name} has a part of an interval; expected {name}.low, {name}.high and the attribute interval, or none"
         return
     low, high = ends_of(variable)
+    if (np.isnan(low) != np.isnan(high)).any() or (np.isnan(variable.values) & ~np.isnan(low)).any():
+        yield f"{name}.low and {name}.high have values where the other one or {name} has none (NaN)"
     if (low > high).any() or (variable.values < low).any() or (variable.values > high).any():
         yield f"{name} has values outside of their own intervals, {name}.low to {name}.high"
 
@@ -125,6 +127,10 @@ def _all_variables_problems(
         high = f"{low.removesuffix('low')}high"
         if {low, high} <= data.data_vars.keys() and (data[low].values > data[high].values).any():
             yield f"{low} is above {high}"
+        if kind == "study" and {low, high} <= data.data_vars.keys():
+            alone = int((data[low].isnull() != data[high].isnull()).sum())
+            if alone:
+                yield f"{low} or {high} has no value (NaN) for {alone} entries where the other one has"
     return [(name, entry) for name, entry in by_name.items() if name not in data.data_vars]
 
 
