@@ -22,6 +22,7 @@ from repsim.errors import TooLittleMemoryError
 from repsim.metrics.recipes.groups import Groups
 from repsim.runtime.files import format_size
 from repsim.runtime.processes import Ranks
+from repsim.stores.writer import write_store
 from repsim.study import controls, duplicates, planning
 from repsim.study.blocks import blocks, divide
 from repsim.study.design import Design, design
@@ -330,3 +331,10 @@ def test_a_study_in_the_least_memory_equals_one_in_plenty(tmp_path: Path, tuned:
         permuted = name.startswith(("threshold", "calibrated"))  # residuals are permuted in float32
         np.testing.assert_allclose(numbers(tight)[name], values, atol=1e-6 if permuted else 1e-8, err_msg=name)
     assert tight.attrs["summary"] == plenty.attrs["summary"]
+
+
+def test_a_study_of_one_network_without_its_input_has_no_index(tmp_path: Path, rng: np.random.Generator) -> None:
+    """There are no pairs, no controls and no shares, so the list of indices is empty."""
+    with write_store(tmp_path / "net.h5", {"a": rng.normal(size=(20, 3))}, model="net") as store:
+        study = universality([store], ["cka"], permutations=19, draws=20)
+    assert (study.sizes["pair"], study["value"].item()) == (0, 1.0)
