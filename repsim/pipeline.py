@@ -11,6 +11,7 @@ from typing import Literal
 import xarray as xr
 
 from repsim import figures, metrics
+from repsim._version import __version__
 from repsim.errors import Argument, Function, OtherSettingsError, OutputError, Remedy
 from repsim.extraction.jobs import Extraction
 from repsim.extraction.options import ExtractOptions, Model, Passes
@@ -20,6 +21,7 @@ from repsim.report.page import write_report
 from repsim.results.files import open_study, save_result
 from repsim.runtime.events import Note, UpToDate, log_notes
 from repsim.runtime.files import check_output, remove_partial, replacing, reserved
+from repsim.runtime.hardware import choose_device
 from repsim.runtime.memory import parse_size
 from repsim.runtime.options import fields_of
 from repsim.runtime.processes import ranks
@@ -155,6 +157,7 @@ def study_steps(
     stores: dict[int, Path] = {}
     with ranks() as me, _locked(target) if me.first else nullcontext():
         # locked from here on: a second run fails now and not after hours, when the study already exists
+        me.agree(_facts(protocol))
         try:
             for event in extract_steps(
                 plan.models, protocol.data, plan.out / "acts", plan.options, listeners=listeners, command=command
@@ -186,6 +189,19 @@ def study_steps(
                 _keep_text(str(study.attrs["study_file"]), plan.out)
         yield Studied(study, target)
         yield from _draw(study, protocol, plan.out)
+
+
+def _facts(protocol: Protocol) -> dict[str, object]:
+    """Return what has to be equal in all processes of a run before the extraction, which compares what it depends on.
+
+    Paths may differ, as nodes may have copies of their own; the memory of the first process counts for all.
+    """
+    statistics = fields_of(protocol, StatisticsOptions)
+    del statistics["memory"]
+    return statistics | {
+        "device": choose_device(protocol.device).partition(":")[0],
+        "a version of repsim": __version__,
+    }
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from repsim.metrics.recipes.gram import Gram
 from repsim.metrics.recipes.rows import Rows, cut, prefetch
 from repsim.runtime import tuning
 from repsim.runtime.processes import ALONE, Ranks
-from repsim.runtime.progress import sharing
+from repsim.runtime.progress import part_of_unit, report_share, sharing
 from repsim.runtime.threads import map_in_threads
 
 _SMALL_AT_ONCE = 64
@@ -168,5 +168,10 @@ def map_layers(function: Callable[[Gram], R], grams: Sequence[Gram], largest: in
 
     apart = [k for k in range(len(grams)) if grams[k].device.type == "cpu" and size(k) <= largest]
     apart.sort(key=lambda k: -size(k))
-    results = dict(zip(apart, map_in_threads(function, [grams[k] for k in apart], share_one=True), strict=True))
-    return [results[k] if k in results else function(grams[k]) for k in range(len(grams))]
+    with part_of_unit(0, len(apart), len(grams)):
+        results = dict(zip(apart, map_in_threads(function, [grams[k] for k in apart], share_one=True), strict=True))
+    for k, gram in enumerate(grams):
+        if k not in results:
+            results[k] = function(gram)
+            report_share(len(results), len(grams))
+    return [results[k] for k in range(len(grams))]

@@ -19,6 +19,7 @@ from repsim.metrics.recipes.products import covariance, inner_products
 from repsim.metrics.recipes.rows import Centred, Rows, cut, float64_device
 from repsim.runtime import tuning
 from repsim.runtime.files import format_size
+from repsim.runtime.progress import part_of_unit, report_share
 
 _RUN = 2048
 """Samples that are multiplied, or converted to float64, at once."""
@@ -213,8 +214,10 @@ def truncate_jointly(grams: Sequence[Gram], share: float = 0.9999, *, memory: fl
     """
     _check(max(map(_bytes_to_truncate, grams)), memory)
     truncated: list[Gram] = []
+    whole = len(grams) + 2  # of the unit of work: every layer, the directions, and what the layers are in these
     for run in cut(len(grams), _AT_ONCE):
-        truncated += map_layers(partial(truncate, share=share), grams[run], _IN_THREADS)
+        with part_of_unit(run.start, run.stop, whole):
+            truncated += map_layers(partial(truncate, share=share), grams[run], _IN_THREADS)
         _check(bytes_to_share(grams[0].n, [gram.p for gram in truncated], truncated[0].dtype.itemsize), memory)
     place = float64_device(truncated[0].device)
 
@@ -227,16 +230,18 @@ def truncate_jointly(grams: Sequence[Gram], share: float = 0.9999, *, memory: fl
         return float(torch.linalg.matrix_norm(C[:k].T @ C[:k])) ** 2 >= share
 
     Q = _directions([gram.p for gram in truncated], map(scaled, truncated))
+    report_share(len(grams) + 1, whole)
     k = 1
     for gram in truncated:  # bisection, because the share increases with k, from what the layers before need
         C = Q.T @ scaled(gram)
         k += bisect_left(range(k, Q.shape[1]), x=True, key=partial(keeps_share, C))
     directions = Q[:, :k].contiguous()
     layers = []
-    for gram in truncated:
+    for number, gram in enumerate(truncated, 1):
         low_rank = LowRankFeatures(directions, directions.T @ scaled(gram))
         norms = torch.cat([low_rank[i].square().sum(1) for i in cut(gram.n, _RUN)]).to(gram.squared_norms)
         layers.append(dataclasses.replace(gram, features=low_rank, squared_norms=norms).grouped(gram.groups))
+        report_share(len(grams) + 1 + number / len(grams), whole)
     return layers
 
 

@@ -2,36 +2,59 @@
 
 import inspect
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.colors import Colormap, Normalize
+from matplotlib.mathtext import MathTextParser
 
-from repsim.errors import InvalidInputError, nearest
+from repsim.errors import InvalidInputError, nearest, reason
 
 IMAGE = ("cmap", "vmin", "vmax", "norm", "annotate", "cbar", "im_kw")
 """Keywords of all functions that draw an image."""
+_BOOL = (bool, np.bool_)
+_NAMES = (Sequence, np.ndarray)
 _TYPES: dict[str, tuple[tuple[type, ...], str]] = {
+    "ax": ((Axes,), "axes of matplotlib"),
     "title": ((str,), "a text"),
+    "measure": ((str,), "the name of a measure"),
+    "comparison": ((str,), "the name of a comparison"),
+    "run": ((str,), "the name of a run"),
+    "layer": ((str,), "the name of a layer"),
     "labels": ((Mapping,), "a mapping from names to texts"),
-    "order": ((Sequence, np.ndarray), "a sequence of names"),
+    "order": (_NAMES, "a sequence of names"),
+    "metrics": (_NAMES, "a sequence of names"),
+    "measures": (_NAMES, "a sequence of names"),
+    "pairs": (_NAMES, "a sequence of names"),
+    "most": ((Integral,), "a whole number of 1 or more"),
     "style": ((str,), "the name of a style"),
+    "font": ((str,), "the name of a font family"),
+    "size": ((Real,), "a size in points above 0"),
     "width": ((Real,), "a width in inches above 0"),
+    "stages": (_BOOL, "True or False"),
+    "path": (_BOOL, "True or False"),
+    "marks": (_BOOL, "True or False"),
     "cmap": ((str, Colormap), "a colour map of matplotlib or its name"),
     "vmin": ((Real,), "a number"),
     "vmax": ((Real,), "a number"),
     "norm": ((Normalize,), "a norm of matplotlib"),
-    "annotate": ((bool, np.bool_, str), "True, False or a format such as '.2f'"),
-    "cbar": ((bool, np.bool_), "True or False"),
+    "annotate": ((*_BOOL, str), "True, False or a format of numbers such as '.2f'"),
+    "cbar": (_BOOL, "True or False"),
     "interval": ((str,), "'numbers' or 'chance'"),
     "im_kw": ((Mapping,), "a mapping of keywords of imshow"),
 }
+_POSITIVE = ("size", "width")
+"""Keywords that are numbers above 0."""
+_TEXTS = ("order", "metrics", "measures", "pairs", "im_kw")
+"""Keywords whose items are texts."""
 
 
-def check_keywords(function: Callable[..., Any], keywords: Mapping[str, Any]) -> None:
-    """Check the names of all keywords of a figure and the types of those that figures share.
+def check_keywords(function: Callable[..., Any], keywords: Mapping[str, Any], arguments: Sequence[Any] = ()) -> None:
+    """Check the names of all keywords of a figure, and the types of keywords and arguments that figures share.
 
     Raises
     ------
@@ -41,11 +64,17 @@ def check_keywords(function: Callable[..., Any], keywords: Mapping[str, Any]) ->
         If the figure has no keyword of this name.
     """
     own = list(keywords_of(function))
-    for name, value in keywords.items():
+    for name in keywords:
         if name not in own:
             similar = nearest(name, own)
             meant = f"did you mean {' or '.join(similar)}?" if similar else f"it has {', '.join(own)}"
             raise TypeError(f"{function.__name__} has no keyword {name!r}; {meant}")
+    check_values(dict(zip(own, arguments, strict=False)) | dict(keywords))
+
+
+def check_values(keywords: Mapping[str, Any]) -> None:
+    """Check the types of the keywords that figures share, and raise `InvalidInputError` if one has another type."""
+    for name, value in keywords.items():
         if value is not None and name in _TYPES:
             _check_value(name, value)
 
@@ -54,11 +83,47 @@ def _check_value(name: str, value: Any) -> None:
     types, expected = _TYPES[name]
     is_wrong = not isinstance(value, types)
     if Real in types and not is_wrong:
-        is_wrong = isinstance(value, bool) or not math.isfinite(float(value)) or (name == "width" and value <= 0)
+        is_wrong = isinstance(value, bool) or not math.isfinite(float(value)) or (name in _POSITIVE and value <= 0)
+    if name == "most" and not is_wrong:
+        is_wrong = isinstance(value, bool) or value < 1
+    if name == "annotate" and isinstance(value, str):
+        is_wrong = not _is_format(value)
     if is_wrong:
         raise InvalidInputError(f"expected {name}={expected}, got {value!r}")
-    if name == "labels" and (others := [x for pair in value.items() for x in pair if not isinstance(x, str)]):
-        raise InvalidInputError(f"expected labels={expected}, got one with {others[0]!r}")
+    if name == "title":
+        _check_mathematics(value)
+    items = [x for pair in value.items() for x in pair] if name == "labels" else value if name in _TEXTS else ()
+    if others := [x for x in items if not isinstance(x, str)]:
+        raise InvalidInputError(f"expected {name}={expected}, got one with {others[0]!r}")
+
+
+def without_negative_zero(form: str) -> str:
+    """Return a format of numbers that writes -0.001 as 0.00 and not as -0.00.
+
+    >>> without_negative_zero(".2f"), without_negative_zero("+.2f"), without_negative_zero("*^+9.1%")
+    ('z.2f', '+z.2f', '*^+z9.1%')
+    """
+    return re.sub(r"^((?:.?[<>=^])?[-+ ]?)z?", r"\1z", form)
+
+
+def _is_format(text: str) -> bool:
+    """Return whether a text is a format of numbers, as in f-strings after the colon."""
+    try:
+        return all(
+            f"{value:{form}}".isprintable() for value in (0.5, -0.5) for form in (text, without_negative_zero(text))
+        )
+    except ValueError:
+        return False
+
+
+def _check_mathematics(text: str) -> None:
+    """Raise `InvalidInputError` if matplotlib cannot read what is between the dollar signs of a text."""
+    if text.replace(r"\$", "").count("$") % 2:  # matplotlib writes such a text as it is
+        return
+    try:
+        MathTextParser("path").parse(text)
+    except ValueError as error:
+        raise InvalidInputError(f"the formula in title={text!r} is not valid: {reason(error, 3)}") from None
 
 
 def keywords_of(function: Callable[..., Any]) -> Iterator[str]:

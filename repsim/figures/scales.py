@@ -14,8 +14,9 @@ from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import Affine2DBase, ScaledTranslation, blended_transform_factory
 from numpy.typing import NDArray
 
-from repsim.errors import InvalidInputError, UnknownNameError
+from repsim.errors import InvalidInputError, UnknownNameError, reason
 from repsim.figures.canvas import NUMBER, fit_numbers, style_ticks
+from repsim.figures.keywords import without_negative_zero
 from repsim.figures.lettering import wrap
 from repsim.figures.styles import em, frame, ink
 from repsim.presentation.scales import GREEN, MAGMA, Scale, mixed
@@ -60,6 +61,8 @@ class ImageOptions:
     def __post_init__(self) -> None:
         if self.norm is not None and not (self.vmin is None and self.vmax is None):
             raise InvalidInputError("a norm has limits of its own; give either norm, or vmin and vmax")
+        if self.norm is not None and None not in {self.norm.vmin, self.norm.vmax} and self.norm.vmin > self.norm.vmax:  # type: ignore[operator]
+            raise InvalidInputError(f"expected a norm with vmin < vmax, got {self.norm.vmin:g} and {self.norm.vmax:g}")
         if self.interval not in {None, "numbers", "chance"}:
             raise InvalidInputError(f"expected interval='numbers' or interval='chance', got {self.interval!r}")
         check_colour_map(self.cmap)
@@ -132,7 +135,13 @@ def draw_image(
     """
     norm, colours = options.colours(scale)
     look: dict[str, Any] = {"origin": "lower", "interpolation": "nearest", "norm": norm, "cmap": colours}
-    image = ax.imshow(values, **(look | place | dict(options.im_kw or {})))
+    own = dict(options.im_kw or {})
+    try:
+        image = ax.imshow(values, **(look | place | own))
+    except (AttributeError, TypeError, ValueError) as error:
+        if not own:
+            raise
+        raise InvalidInputError(f"imshow does not take im_kw={own!r}: {reason(error)}") from None
     ax.grid(visible=False)  # a grid of a style sheet would cover the cells
     limits = [image.get_clim()]
 
@@ -154,7 +163,7 @@ def _numbers(values: NDArray[np.float64], halves: NDArray[np.float64] | None, fo
     texts = np.full(values.shape, "", object)
     for at, value in np.ndenumerate(values):
         if np.isfinite(value):
-            texts[at] = f"{value:z{form}}"
+            texts[at] = f"{value:{without_negative_zero(form)}}"
             if halves is not None and np.isfinite(halves[at]):
                 texts[at] += f"\n\N{PLUS-MINUS SIGN}{halves[at]:{form}}"
     return texts

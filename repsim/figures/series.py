@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from itertools import pairwise
-from typing import Any, Literal, Unpack
+from typing import Any, Literal, Unpack, get_args
 
 import numpy as np
 import xarray as xr
@@ -113,7 +113,7 @@ def plot_trajectories(
         The data set is no series, or has no value to draw.
     """
     at = select(series, measure, comparison, run)
-    _check_any(at.points[show], f"{at.measure}, {at.comparison}")
+    _check_any(_shown(at, show), f"{at.measure}, {at.comparison}")
     own = ax is None
     ax = make_axes(column_width(width), 0.62 * column_width(width)) if ax is None else ax
     label = at.similarity_label if show == "similarity" else f"{at.similarity_label}, calibrated"
@@ -123,6 +123,13 @@ def plot_trajectories(
     if own:
         finish_layout(ax.figure.figure, [f"{at.footnote} {_bands(series)}" if bands else at.footnote])
     return ax
+
+
+def _shown(at: Selection, show: Show) -> xr.DataArray:
+    """Return the variable that a figure shows; raise `InvalidInputError` for anything that it cannot show."""
+    if show not in get_args(Show):
+        raise InvalidInputError(f"expected show={' or show='.join(map(repr, get_args(Show)))}, got {show!r}")
+    return at.points[show]
 
 
 def _draw_layers(
@@ -176,8 +183,8 @@ def plot_layers_by_step(
     `plot_trajectories`, and keywords of the image those of `repsim.heatmap`.
     """
     at = select(series, measure, comparison, run)
-    table = at.points[show].transpose("layer", "point").values
-    _check_any(at.points[show], f"{at.measure}, {at.comparison}")
+    table = _shown(at, show).transpose("layer", "point").values
+    _check_any(_shown(at, show), f"{at.measure}, {at.comparison}")
     own = ax is None
     ax = (
         make_axes(column_width(width), min(0.62 * column_width(width), em() * max(1.2, 0.14 * len(table))))

@@ -15,7 +15,7 @@ import matplotlib as mpl
 from matplotlib.font_manager import FontProperties, fontManager
 
 from repsim.errors import InvalidInputError, MissingFontWarning, UnknownNameError
-from repsim.figures.keywords import check_keywords
+from repsim.figures.keywords import check_keywords, check_values
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -89,7 +89,7 @@ def style_context(
     UnknownNameError
         If there is no such style.
     InvalidInputError
-        If the name of the font is empty.
+        If the name of the font is empty, or the size is not above 0.
 
     Examples
     --------
@@ -97,6 +97,7 @@ def style_context(
     ...     column_width()
     5.5
     """
+    check_values({"style": style, "font": font, "size": size})
     if style is not None and style not in STYLES:
         raise UnknownNameError("style of figures", style, list(STYLES))
     if font is not None and not font.strip():
@@ -136,7 +137,7 @@ def in_style(function: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
-        check_keywords(function, kwargs)
+        check_keywords(function, kwargs, args)
         style: Any = kwargs.get("style")
         if style is None:
             return function(*args, **kwargs)

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
+from numpy.typing import NDArray
 
 from repsim.results.intervals import ends_of
 from repsim.results.series_variables import NETWORK, SERIES_ATTRIBUTES, SERIES_COORDINATES, SERIES_VARIABLES
@@ -88,6 +89,8 @@ def _interval_problems(variable: xr.DataArray, name: Any) -> Iterator[str]:
         yield f"{name} has a part of an interval; expected {name}.low, {name}.high and the attribute interval, or none"
         return
     low, high = ends_of(variable)
+    if (np.isnan(low) != np.isnan(high)).any() or (np.isnan(variable.values) & ~np.isnan(low)).any():
+        yield f"{name}.low and {name}.high have values where the other one or {name} has none (NaN)"
     if (low > high).any() or (variable.values < low).any() or (variable.values > high).any():
         yield f"{name} has values outside of their own intervals, {name}.low to {name}.high"
 
@@ -124,6 +127,10 @@ def _all_variables_problems(
         high = f"{low.removesuffix('low')}high"
         if {low, high} <= data.data_vars.keys() and (data[low].values > data[high].values).any():
             yield f"{low} is above {high}"
+        if kind == "study" and {low, high} <= data.data_vars.keys():
+            alone = int((data[low].isnull() != data[high].isnull()).sum())
+            if alone:
+                yield f"{low} or {high} has no value (NaN) for {alone} entries where the other one has"
     return [(name, entry) for name, entry in by_name.items() if name not in data.data_vars]
 
 
@@ -186,12 +193,39 @@ def _variable_problems(study: xr.Dataset, name: str, entry: Entry) -> Iterator[s
         yield f"{name} is {_dtype_and_dims(variable)}; expected {dtype} ({entry.dims})"
         return
     yield from _value_problems(variable.values, entry, name)
+    if entry.kind != "number":
+        return
+    defined = variable.notnull()
     for needed_name in entry.needs:
         needed = study.get(needed_name)
-        if needed_name != name and needed is not None and needed.dims == variable.dims and needed.dtype == np.float64:
-            missing = np.isnan(needed.values) & ~np.isnan(variable.values)
-            if missing.any():
-                yield f"{needed_name} has no value (NaN) for {missing.sum()} entries where {name} has one"
+        if needed_name == name or needed is None or needed.dtype != np.float64:
+            continue
+        if missing := _outside_of(defined, needed.notnull()):
+            yield f"{needed_name} has no value (NaN) for {missing} entries where {name} has one"
+    for place in entry.only_at:
+        if outside := _outside_of(defined, place.holds(study)):
+            yield f"{name} has values for {outside} entries that are not {place.words}"
+    if entry.symmetric and (asymmetric := _asymmetric(variable.values)):
+        yield f"{name} differs for {asymmetric} entries from those with its last two dimensions exchanged"
+
+
+def _outside_of(defined: xr.DataArray, allowed: xr.DataArray) -> int:
+    """Return the number of entries with a value that are not allowed; further dimensions have to allow all of them."""
+    allowed = allowed.all([dim for dim in allowed.dims if dim not in defined.dims])
+    return int((defined & ~allowed).sum())
+
+
+def _asymmetric(values: NDArray[np.float64]) -> int:
+    """Return the number of entries that differ from their mirror images in the last two dimensions.
+
+    Of a measure that is not symmetric, everything below the diagonal is missing.
+    """
+    if values.shape[-2] != values.shape[-1]:
+        return values.size
+    rows, columns = np.tril_indices(values.shape[-1], -1)
+    below, above = values[..., rows, columns], values[..., columns, rows]
+    differ = ~np.isclose(below, above, rtol=1e-5, atol=1e-6, equal_nan=True)
+    return int((differ & ~np.isnan(below).all(-1, keepdims=True)).sum())
 
 
 def _coordinate_problems(data: xr.Dataset, fields: Mapping[str, Field]) -> Iterator[str]:

@@ -6,7 +6,7 @@ These definitions are written into files as descriptions, make the tables of doc
 
 import xarray as xr
 
-from repsim.results.variables import ORIGIN, Entry, Field, describe_as, with_ends
+from repsim.results.variables import ORIGIN, Entry, Field, Place, describe_as, with_ends
 
 COMPARISONS = REFERENCE, PREVIOUS, OTHER_RUNS = "reference", "previous", "other runs"
 """Networks that a point is compared with: the reference, the point before it, the same point of other runs."""
@@ -17,6 +17,16 @@ AXIS = "axis_"
 PICTURES = "pictures"
 OVER = (PICTURES, "runs")
 """Units over which intervals of trends are taken. Samples are called pictures in files, whatever they are."""
+
+
+def _other_layers(series: xr.Dataset) -> xr.DataArray:
+    exists = (series["layer_name"] != "").rename(own_layer="other_layer")
+    return exists.reindex(other_layer=series["other_layer"].values, fill_value=False)
+
+
+OWN_LAYERS = Place("those of a layer of the point", lambda series: series["layer_name"] != "")
+OTHER_LAYERS = Place("those of another layer of the point", _other_layers)
+
 
 _LAYERS = "measure, comparison, point, layer"
 _TRENDS = "measure, comparison, trend_of"
@@ -50,17 +60,20 @@ SERIES_VARIABLES = (
         "max(0, (s - t) / (1 - t)) of the similarity s and the threshold t: 0 for unrelated layers, 1 for equal ones",
         least=0,
         most=1,
+        needs=("similarity", "threshold"),
     ),
     Entry(
         {"blocks": "similarity of all pairs of layers"},
         "measure, comparison, point, own_layer, other_layer",
         "every layer of the point by every layer of what it is compared with, counted from 0; NaN beyond the last "
         "layer of a network; of `other runs` the mean over the other runs",
+        only_at=(OWN_LAYERS,),
     ),
     Entry(
         {"within": "similarity of the layers of one network"},
         "measure, point, own_layer, other_layer",
         "every layer of the point by every layer of the same network, counted from 0; NaN beyond its last layer",
+        only_at=(OWN_LAYERS, OTHER_LAYERS),
     ),
     Entry(
         {"speed": "speed of change"},

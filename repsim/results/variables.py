@@ -6,7 +6,7 @@ families; only the sentences of `repsim.study.words` may, if the values support 
 """
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import xarray as xr
@@ -14,6 +14,34 @@ import xarray as xr
 CONTROL_PAIRS = ("both untrained", "first trained", "second trained")
 """Controls of a pair of trained models: which of its two models are trained."""
 _ENDS = {"low": "lower end of the 95 % interval", "high": "upper end of the 95 % interval"}
+
+
+GIVEN_UNTRAINED = "cka given untrained"
+"""Name of debiased CKA given untrained twins, which is a measure of a study and none of its kernels."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Entries at which a variable may have a value."""
+
+    words: str
+    """Name of these entries, in the plural."""
+    holds: Callable[[xr.Dataset], xr.DataArray]
+    """Function that returns for every entry whether it is one of them."""
+
+
+def _is_debiased(study: xr.Dataset) -> xr.DataArray:
+    return study["measure"].isin([*study["kernel"].values.tolist(), GIVEN_UNTRAINED])
+
+
+DEBIASED = Place("those of debiased CKA", _is_debiased)
+PLAIN = Place("those of plain debiased CKA", lambda study: study["measure"] == "cka")
+COMPARED = Place(
+    "those of debiased CKA, or of layers of two models",
+    lambda study: _is_debiased(study) | (study["model_a"] != study["model_b"]),
+)
+"""Layers of one model are compared by debiased CKA only."""
+TWO_NETWORKS = Place("those of two networks", lambda study: study["network"] != study["other_network"])
 
 
 @dataclass(frozen=True)
@@ -33,7 +61,12 @@ class Entry:
     most: float = math.inf
     """Largest allowed value."""
     needs: tuple[str, ...] = ()
-    """Variables that have a value wherever these variables have one."""
+    """Variables that have a value wherever these variables have one. They may have fewer or more dimensions."""
+    only_at: tuple[Place, ...] = ()
+    """Entries outside of which the variables have no value."""
+    symmetric: bool = False
+    """Whether the variables are equal when their last two dimensions are exchanged. A measure that is not symmetric has
+    no value below the diagonal."""
     only: tuple[str, ...] = ()
     """Allowed texts; any text if empty."""
     pairs_only: bool = False
@@ -113,19 +146,32 @@ VARIABLES = (
         "similarity of two layers, and its 95 % jackknife interval (debiased CKA, plain and partial); of an asymmetric "
         "measure only the first model of a pair by the second",
         needs=("value",),
+        only_at=(COMPARED,),
+        symmetric=True,
     ),
     Entry(
         {"chance": "similarity by chance, mean"},
         _LAYERS,
         "mean over permutations of the samples, in closed form where there is one",
+        only_at=(COMPARED,),
+        symmetric=True,
     ),
     Entry(
         {"chance_sd": "similarity by chance, standard deviation"},
         _LAYERS,
         "standard deviation over permutations of the samples, in closed form where there is one",
         least=0,
+        needs=("chance",),
+        only_at=(COMPARED,),
+        symmetric=True,
     ),
-    Entry({"z": "standard deviations above chance"}, _LAYERS, "(value - chance) / chance_sd", needs=("value",)),
+    Entry(
+        {"z": "standard deviations above chance"},
+        _LAYERS,
+        "(value - chance) / chance_sd",
+        needs=("value", "chance", "chance_sd"),
+        symmetric=True,
+    ),
     Entry(
         {"p": "p-value of the similarity"},
         _LAYERS,
@@ -133,6 +179,7 @@ VARIABLES = (
         least=0,
         most=1,
         needs=("value",),
+        only_at=(PLAIN,),
     ),
     Entry(
         with_ends(index="mean similarity of best-matching layers"),
@@ -147,14 +194,16 @@ VARIABLES = (
         "the match found on one half of the samples, measured on the other, mean over random splits; with its 95 % "
         "interval",
         needs=("split_half",),
+        only_at=(DEBIASED,),
     ),
     Entry(
         with_ends(energy="mean similarity of matching layers in units of energy"),
         _PAIRS,
         "split_half not divided by the norms of what the controls leave: a share of the energy of the layers",
         needs=("energy",),
+        only_at=(DEBIASED,),
     ),
-    Entry({"largest": "largest similarity"}, _PAIRS, "the largest similarity of any two layers"),
+    Entry({"largest": "largest similarity"}, _PAIRS, "the largest similarity of any two layers", needs=("index",)),
     Entry(
         {"p_index": "p-value of the index", "p_largest": "p-value of the largest similarity"},
         _PAIRS,
@@ -171,6 +220,7 @@ VARIABLES = (
         "corrected for the number of pairs of models (Holm; Benjamini-Hochberg)",
         least=0,
         most=1,
+        needs=("p_index",),
     ),
     Entry(
         {
@@ -198,11 +248,14 @@ VARIABLES = (
         "p-values with permutations inside classes: similarity beyond class membership",
         least=0,
         most=1,
+        only_at=(DEBIASED,),
     ),
     Entry(
         {"calibrated_index_within_classes": "calibrated index, permuted within classes"},
         _PAIRS,
         "the calibrated index with permutations inside classes",
+        needs=("p_index_within_classes",),
+        only_at=(DEBIASED,),
     ),
     Entry(
         {"control": "value of the strongest control"},
@@ -240,6 +293,7 @@ VARIABLES = (
         with_ends(index_mean="mean similarity"),
         "kernel, kind_of_pair",
         "mean of split_half over pairs",
+        needs=("index_mean",),
     ),
     Entry(
         with_ends(
@@ -272,7 +326,7 @@ VARIABLES = (
         "measure, families",
         "trained_value minus the largest control_value; the smallest ends of the joint 95 % intervals over samples of "
         "all three controls",
-        needs=("effect",),
+        needs=("effect", "trained_value", "control_value"),
     ),
     Entry(
         {"effect_against": "strongest control"},
@@ -295,7 +349,7 @@ VARIABLES = (
         with_ends(effect_energy="effect of training in units of energy"),
         "kernel, families",
         "effect in units of energy",
-        needs=("effect_energy",),
+        needs=("effect_energy", "trained_energy", "control_energy"),
     ),
     Entry(
         {
@@ -357,6 +411,8 @@ VARIABLES = (
         {"network_similarity": "similarity of networks"},
         "kernel, network, other_network",
         "split-half similarity of matching layers of all networks, trained and untrained; NaN of a network with itself",
+        only_at=(TWO_NETWORKS,),
+        symmetric=True,
     ),
     Entry(
         {"energy_left": "energy that is left"},
@@ -380,7 +436,7 @@ VARIABLES = (
         with_ends(mean_share="share of representational energy, mean over depth"),
         "state, share_of",
         "their mean over depth",
-        needs=("mean_share",),
+        needs=("mean_share", "share"),
     ),
     Entry(
         with_ends(within="similarity within a family"),
@@ -394,17 +450,20 @@ VARIABLES = (
         "kernel, families",
         "similarity across two families, the most that their members' own likeness allows, and the ratio (NaN where "
         "the ceiling is not above 0 with its whole interval)",
+        needs=("across",),
     ),
     Entry(
         {"model_similarity": "similarity of models"},
         "map, model, other_model",
         "mean over matching layers",
+        symmetric=True,
         pairs_only=True,
     ),
     Entry(
         {"map_coordinates": "place on the map"},
         "map, model, axis",
         "classical scaling of 2 (1 - similarity) of models",
+        needs=("map_eigenvalues",),
         pairs_only=True,
     ),
     Entry(
@@ -459,6 +518,7 @@ VARIABLES = (
         {"together": "share of draws in one cluster"},
         "map, model, other_model",
         "how often two models are in one cluster when stimuli are reweighted",
+        symmetric=True,
         least=0,
         most=1,
         pairs_only=True,

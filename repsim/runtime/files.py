@@ -26,6 +26,10 @@ _LOCKS: dict[Path, tuple[tuple[int, int], bool]] = {}
 """Lock files that this process holds: the process id and the thread id of the owner, and whether the lock holds."""
 
 
+_BEGINNING = 40
+"""Characters of a name that a temporary name has which no other process has: at most 160 bytes."""
+
+
 def partial_path(path: Path) -> Path:
     """Return the temporary path under which a file is written until it is complete."""
     return path.with_name(path.name + ".partial")
@@ -34,9 +38,10 @@ def partial_path(path: Path) -> Path:
 def _temporary(path: Path, *, alone: bool) -> Path:
     """Return the temporary path of a process that is alone with ``path`` by a lock, or one that no other process has.
 
-    A name that is always the same is better: the next process replaces what a killed one left.
+    A name that is always the same is better: the next process replaces what a killed one left. The other one has only
+    the beginning of a long name, so that it can be written wherever the name can.
     """
-    return partial_path(path) if alone else partial_path(path.with_name(f"{path.name}.{uuid4().hex[:8]}"))
+    return partial_path(path if alone else path.with_name(f"{path.name[:_BEGINNING]}.{uuid4().hex[:8]}"))
 
 
 def expand_home(path: Path) -> Path:

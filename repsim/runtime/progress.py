@@ -108,10 +108,51 @@ def sharing(step: Callable[[], None]) -> Iterator[None]:
         _share.reset(token)
 
 
-def report_share(done: int, total: int) -> None:
+def report_share(done: float, total: float) -> None:
     """Report how much of the running unit of work is done, from a long loop inside of it; nothing if nobody listens."""
     if (listener := _share.get()) is not None:
         listener(done / total)
+
+
+@contextmanager
+def part_of_unit(begin: float, end: float, total: float) -> Iterator[None]:
+    """Pass what `report_share` reports during the block on as a part of the running unit of work.
+
+    >>> class Shown(Step):
+    ...     def share(self, share: float) -> None:
+    ...         print(f"{share:.0%}")
+    >>> with sharing(Shown()), part_of_unit(1, 2, 4):
+    ...     report_share(0, 5)
+    ...     report_share(5, 5)
+    25%
+    50%
+    """
+    whole = _share.get()
+    token = _share.set(None if whole is None else lambda share: whole((begin + share * (end - begin)) / total))
+    try:
+        yield
+    finally:
+        _share.reset(token)
+
+
+@contextmanager
+def counted(step: Callable[[], None], count: int) -> Iterator[None]:
+    """Call ``step`` for what `report_share` reports during the block, ``count`` times in all.
+
+    >>> with counted(lambda: print("step"), 2):
+    ...     report_share(2, 4)
+    ...     print("half of it")
+    step
+    half of it
+    step
+    """
+    progress = spread(step, count)
+    token = _share.set(lambda share: progress(round(share * count), count))
+    try:
+        yield
+    finally:
+        _share.reset(token)
+    progress(count, count)
 
 
 def expect(progress: Progress | None, seconds: float | None) -> None:

@@ -430,7 +430,7 @@ def _corrected(
     """Subtract from the values of splits what a ratio is biased by in half of the samples; return their mean."""
     with np.errstate(invalid="ignore"):
         bias = -(len(changes) - 1) * changes.mean(0, dtype=np.float64)  # twice as large from half of the samples
-    of_halves = np.array([key[0] not in {"best", "left"} for key in indices.names])
+    of_halves = np.array([key[0] not in {"best", "left"} for key in indices.names], bool)
     for column, key in enumerate(indices.names):
         if key[0] == "left":  # no match is involved
             splits[:, column] = of_all[column]

@@ -9,7 +9,7 @@ from jaxtyping import Float64, Int64
 
 from repsim.engine.uncertainty import influence, multiplier_bootstrap, quantile
 from repsim.metrics.recipes.rows import cut
-from repsim.results.variables import CONTROL_PAIRS
+from repsim.results.variables import CONTROL_PAIRS, GIVEN_UNTRAINED
 from repsim.study.design import Design, Member, Pair
 from repsim.study.evidence import Evidence
 from repsim.study.gram_passes import Matrices
@@ -17,7 +17,7 @@ from repsim.study.indices import RAW, TWINS, Indices
 
 TITLES = {
     RAW: "cka", "input": "cka given input", "labels": "cka given labels",
-    "input and labels": "cka given input and labels", TWINS: "cka given untrained",
+    "input and labels": "cka given input and labels", TWINS: GIVEN_UNTRAINED,
 }  # fmt: skip
 """Names in results of debiased CKA and of partial CKA, by the control that is projected out."""
 _AT_ONCE = 2**24

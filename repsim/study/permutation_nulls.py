@@ -6,7 +6,8 @@ by the same permutation, which keeps the similarities of layers within a network
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import chain, combinations_with_replacement, product
@@ -21,7 +22,7 @@ from repsim.engine.subsampling import padded_width
 from repsim.errors import TooLittleMemoryError
 from repsim.metrics.recipes.rows import cut
 from repsim.runtime import tuning
-from repsim.runtime.progress import Progress, counter, report_share
+from repsim.runtime.progress import Progress, Step, counted, counter, expect, report_share
 from repsim.runtime.threads import map_in_threads
 from repsim.study.blocks import Block, divide, even_size
 from repsim.study.design import Design, Pair
@@ -103,18 +104,53 @@ class Reduced:
     """Kernels of the trained models of these pairs, and of the controls of the input."""
     memory: int | None = None
     """Bytes that may be used; None for no limit."""
+    about: str = ""
+    """Text of all on which the kernels depend, beside their models."""
 
     @property
     def identity(self) -> str:
-        """Text that identifies the models and their layers."""
+        """Text that identifies the models, their layers, and on what their kernels depend."""
         members = {member.name: member for pair in self.pairs for member in (pair.a, pair.b)}
         checksums = [(member.store.checksum, member.arrays) for member in members.values()]
-        return repr(([pair.name for pair in self.pairs], checksums))
+        return repr((self.about, [pair.name for pair in self.pairs], checksums))
 
-    @cached_property
+    @property
     def plain(self) -> Kernels:
         """Kernels that are permuted as they are, or cut to leading components if there are many samples."""
+        return self._reduced[0]
+
+    @cached_property
+    def _reduced(self) -> tuple[Kernels, float]:
+        """The same, and the share of their energy that they keep."""
         return reduced_kernels(self.kernels, self.models, self.memory)
+
+    @property
+    def cuts(self) -> int:
+        """Number of layers that are cut to leading components before they are permuted, unless this does not pay."""
+        return 0 if _stays(self.kernels) else sum(len(self.kernels.positions[name]) for name in self.models)
+
+    def recorded(self, sharing: Sharing) -> float | None:
+        """Return the share of their energy that the kernels keep which an earlier run permuted; None if none did."""
+        numbers = sharing.load(self._record, 1)
+        return None if numbers is None else float(numbers[0])
+
+    def reduce(self, sharing: Sharing, share: float | None, step: Callable[[], None] = lambda: None) -> float:
+        """Reduce the kernels as an earlier run did, if the memory allows it; return the share that they keep.
+
+        It is recorded on disk, because another run may have other memory: what it permutes would be other kernels.
+        ``step`` is called for each of `cuts` layers.
+        """
+        with counted(step, self.cuts):
+            if "_reduced" not in vars(self) or share not in {None, self._reduced[1]}:
+                vars(self)["_reduced"] = reduced_kernels(self.kernels, self.models, self.memory, share)
+        kept = self._reduced[1]
+        sharing.me.agree({"leading components of layers": kept})
+        sharing.save(self._record, np.array([kept]))
+        return kept
+
+    @property
+    def _record(self) -> str:
+        return f"energy kept of {self.identity}"
 
     def residuals(self, count: int) -> "_Residuals":
         """Return the residual kernels of a random part of the samples, small enough for ``count`` permutations."""
@@ -128,7 +164,7 @@ class Reduced:
 
     def release(self) -> None:
         """Free the reduced and the residual kernels, which are computed again if they are needed again."""
-        for name in ("plain", "_residuals"):
+        for name in ("_reduced", "_residuals"):
             self.__dict__.pop(name, None)
 
     @property
@@ -160,7 +196,9 @@ class Reduced:
         }
 
 
-def reduced(kernels: Kernels, design: Design, blocks: Sequence[Block], memory: int | None = None) -> list[Reduced]:
+def reduced(
+    kernels: Kernels, design: Design, blocks: Sequence[Block], memory: int | None = None, about: str = ""
+) -> list[Reduced]:
     """Return the parts of a study whose pairs of trained models are permuted together.
 
     They are those of each block; of several smaller blocks if their leading components would take too much memory.
@@ -177,7 +215,7 @@ def reduced(kernels: Kernels, design: Design, blocks: Sequence[Block], memory: i
         if pairs:
             names = list(dict.fromkeys(member.name for pair in pairs for member in (pair.a, pair.b)))
             layers = [k for name in names for k in kernels.positions[name].tolist()]
-            parts.append(Reduced(design, pairs, kernels.select([*layers, *inputs]), memory))
+            parts.append(Reduced(design, pairs, kernels.select([*layers, *inputs]), memory, about))
     return parts
 
 
@@ -186,7 +224,7 @@ def _divided(block: Block, kernels: Kernels, memory: int | None) -> list[Block]:
 
     Groups of models are halved until they do, so that the division changes seldom when models are added to a study.
     """
-    if memory is None or kernels.n <= tuning.current().exact_samples or kernels.reduced:
+    if memory is None or _stays(kernels):
         return [block]
 
     def needed(part: Block) -> int:
@@ -251,13 +289,17 @@ def cka_nulls(
     kinds = [kind for kind in kinds if kind in _KINDS]
     size = tuning.current().permutations_at_once
     runs = [slice(start, min(start + size, len(orders))) for start in range(0, len(orders), size)]
-    step = counter(len(runs) * len(kinds) * len(parts), progress)
+    cuts = sum(part.cuts for part in parts if RAW in kinds)
+    step = counter(len(runs) * len(kinds) * len(parts) + cuts, progress)
     nulls: dict[tuple[str, str], Null] = {}
     for part in parts:
+        sizes = {k: 2 * len(part.pairs) * (1 + run.stop - run.start) for k, run in enumerate(runs)}
         for kind in kinds:
             compute = _Plain(part, orders) if kind == RAW else _Partial(part, draw, len(orders))
-            names = {k: f"permuted {kind} {runs[k]} {name(part)}" for k in range(len(runs))}
-            sizes = {k: 2 * len(part.pairs) * (1 + runs[k].stop - runs[k].start) for k in names}
+            names = {k: f"permuted {kind} {run} {name(part)}" for k, run in enumerate(runs)}
+            if kind == RAW and part.cuts:
+                names = _of_one_reduction(part, names, sizes, sharing, step)
+                expect(progress, None)  # permutations take another time than layers
             units = sharing.compute(
                 names, sizes, lambda keys, compute=compute: (compute(runs[k]) for k in keys), step  # type: ignore[misc]
             )  # fmt: skip
@@ -269,6 +311,24 @@ def cka_nulls(
         if len(parts) > 1:  # all of them may not fit into the memory
             part.release()
     return nulls
+
+
+def _of_one_reduction(
+    part: Reduced, names: Mapping[int, str], sizes: Mapping[int, int], sharing: Sharing, step: Step
+) -> dict[int, str]:
+    """Return the names of units with how the layers were reduced that they permute, and reduce them unless all exist.
+
+    Whether layers are cut, and to which share, depends on the memory, which another run may change. So one run would
+    permute cut layers and the next one whole layers, and one distribution would consist of both.
+    """
+    share = part.recorded(sharing)
+    if share is not None:
+        of_earlier = {k: f"{name} keeping {share}" for k, name in names.items()}
+        if sharing.has_all(of_earlier, sizes):
+            step.skip(part.cuts)
+            return of_earlier
+    share = part.reduce(sharing, share, step)
+    return {k: f"{name} keeping {share}" for k, name in names.items()}
 
 
 class _Plain:
@@ -370,27 +430,50 @@ def _random_part(part: Reduced, count: int) -> tuple[Kernels, Int64[np.ndarray, 
     return kernels.part(samples, range(len(kernels.names))), samples
 
 
-def reduced_kernels(kernels: Kernels, models: Sequence[str], memory: int | None = None) -> Kernels:
-    """Return the kernels of some models, cut to leading components if there are many samples.
+def reduced_kernels(
+    kernels: Kernels, models: Sequence[str], memory: int | None = None, share: float | None = None
+) -> tuple[Kernels, float]:
+    """Return the kernels of some models, cut to leading components if there are many samples, and the share they keep.
 
     With few samples, or kernels that are reduced already, return the kernels themselves; also if so many components are
     needed that permuting them takes more memory than allowed, or more operations than permuting Gram matrices. If not
     even the Gram matrices of two layers fit into the memory, fewer components are kept.
+
+    Parameters
+    ----------
+    kernels
+        Kernels of all layers.
+    models
+        Names of the models.
+    memory
+        Bytes that may be used; None for no limit.
+    share
+        The share of the energy that is kept if the memory allows it, of kernels as they are 1; None to choose it.
     """
-    if kernels.n <= tuning.current().exact_samples or kernels.reduced:
-        return kernels
+    if _stays(kernels):
+        return kernels, 1.0
     layers = np.concatenate([kernels.positions[name] for name in models]).tolist()
     allowed = math.inf if memory is None else memory
     grams_fit = least_bytes(kernels.n, kernels.grams[0].dtype.itemsize) <= allowed
-    for share in (KEPT_SHARE, *_SMALLER_SHARES):
+    if share == 1 and grams_fit:
+        return kernels, 1.0
+    if share is not None and share < 1:
+        with suppress(TooLittleMemoryError):
+            return kernels.reduce(layers, allowed, share), share
+    for tried in (KEPT_SHARE, *_SMALLER_SHARES):
         try:
-            reduced = kernels.reduce(layers, allowed, share)
+            reduced = kernels.reduce(layers, allowed, tried)
         except TooLittleMemoryError:
             if grams_fit:
-                return kernels
+                return kernels, 1.0
         else:
-            return reduced if _takes_less(reduced) or not grams_fit else kernels
-    return kernels
+            return (reduced, tried) if _takes_less(reduced) or not grams_fit else (kernels, 1.0)
+    return kernels, 1.0
+
+
+def _stays(kernels: Kernels) -> bool:
+    """Return whether kernels are permuted as they are: those of few samples, and those that are reduced already."""
+    return kernels.n <= tuning.current().exact_samples or kernels.reduced
 
 
 def _takes_less(reduced: Kernels) -> bool:

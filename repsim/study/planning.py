@@ -488,13 +488,12 @@ def _measuring(metric: Metric[Any], made: StudyPlan, design: Design) -> Step:
         shapes = _shapes(member, made.shape)
         for stage in plan(shapes, shapes, n, [metric], Limits(2**62)).stages:
             cost += stage.preparing
-    limit = tuning.current().study_seconds
-    return Step(
-        f"measuring {metric.spec}",
-        cost,
-        memory,
-        f"and up to {limit:.0f} s each at nominal rates of permutations and halves",
-    )
+    # a stage counts what it reserves for buffers, which the study does as well, and not what the study holds
+    memory = _held(made.shape, len(design.members), kept=made.kept) + max(0, memory - tuning.current().spare_memory)
+    note = f"and up to {tuning.current().study_seconds:.0f} s each at nominal rates of permutations and halves"
+    if (whole := made.limits.base + memory) > made.limits.memory:
+        note = f"takes {format_size(whole)} of memory, more than is allowed; {note}"
+    return Step(f"measuring {metric.spec}", cost, memory, note)
 
 
 def measured_pairs(design: Design) -> list[Pair]:

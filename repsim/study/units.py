@@ -35,6 +35,13 @@ class Sharing:
         if self.me.first:
             self.checkpoints.save(name, 0, numbers)
 
+    def has_all(self, names: Mapping[K, str], sizes: Mapping[K, int]) -> bool:
+        """Return whether all units are on disk, in every process."""
+        load = self.checkpoints.load_unit
+        return self.me.broadcast(
+            self.me.first and all(load(name, 0, (sizes[key],)) is not None for key, name in names.items())
+        )
+
     def compute(
         self,
         names: Mapping[K, str],

@@ -395,16 +395,16 @@ def _collect_evidence(
 
     notes: list[str] = []
     draw = partial(_permutations, count=permutations, seed=seed, notes=notes)
-    parts = permutation_nulls.reduced(all_kernels, study, plan.blocks, plan.available)
+    parts = permutation_nulls.reduced(all_kernels, study, plan.blocks, plan.available, about)
     null = permutation_nulls.cka_nulls(
-        parts, indices.kernels, draw, name=lambda part: f"{permutations} {about} {part.identity}",
+        parts, indices.kernels, draw, name=lambda part: f"{permutations} {part.identity}",
         sharing=sharing, progress=steps("permuting samples"),
     )  # fmt: skip
     within: dict[tuple[str, str], permutation_nulls.Null] = {}
     if classes is not None and study.pairs:
         within = permutation_nulls.cka_nulls(
             parts, indices.kernels, partial(draw, classes=classes.numbers.numpy()),
-            name=lambda part: f"within classes {permutations} {about} {part.identity}",
+            name=lambda part: f"within classes {permutations} {part.identity}",
             sharing=sharing, progress=steps("permuting samples within classes"),
         )  # fmt: skip
     del parts

@@ -487,12 +487,50 @@ def test_axes_of_the_user_keep_their_width() -> None:
         ({"labels": "x"}, "expected labels=a mapping"), ({"labels": {"stem": 1}}, "expected labels=.* with 1"),
         ({"title": 3}, "expected title=a text"), ({"norm": 2}, "expected norm="), ({"im_kw": 3}, "expected im_kw="),
         ({"style": 3}, "expected style="), ({"cbar": "no"}, "expected cbar=True or False"),
-        ({"order": 3}, "expected order=a sequence of names"),
+        ({"order": 3}, "expected order=a sequence of names"), ({"order": [1]}, "expected order=.* got one with 1"),
+        ({"annotate": "x"}, "expected annotate=True, False or a format of numbers such as '.2f', got 'x'"),
+        ({"annotate": "%.2f"}, "expected annotate="), ({"annotate": "c"}, "expected annotate="),
+        ({"path": "no"}, "expected path=True or False"), ({"marks": 3}, "expected marks="),
+        ({"stages": "no"}, "expected stages="), ({"ax": 3}, "expected ax=axes of matplotlib"),
+        ({"title": r"$\frac{1}$"}, "the formula in title=.* is not valid"),
+        ({"norm": Normalize(1, 0)}, "expected a norm with vmin < vmax, got 1 and 0"),
+        ({"im_kw": {3: 4}}, "expected im_kw=.* with 3"),
+        ({"im_kw": {"alpha": 7}}, r"imshow does not take im_kw=\{'alpha': 7\}: alpha \(7\) is outside 0-1 range"),
+        ({"im_kw": {"colour": 1}}, "imshow does not take im_kw=.*'colour'"),
     ],
 )  # fmt: skip
 def test_a_keyword_of_a_wrong_type_is_one_clear_error(keyword: dict[str, Any], expected: str) -> None:
     with pytest.raises(InvalidInputError, match=expected):
         figures.heatmap(PAIR, **keyword)
+
+
+@pytest.mark.parametrize(
+    ("keyword", "expected"),
+    [({"size": 0}, "expected size=a size in points above 0"), ({"size": "x"}, "expected size="),
+     ({"font": 3}, "expected font=the name of a font family"), ({"style": 3}, "expected style=")],
+)  # fmt: skip
+def test_a_style_of_a_wrong_type_is_one_clear_error(keyword: dict[str, Any], expected: str) -> None:
+    with pytest.raises(InvalidInputError, match=expected), figures.style_context(**keyword):
+        pass
+
+
+@pytest.mark.parametrize("form", ["", ".1f", "+.2f", ".0%", "5.2e", "g"])
+def test_every_format_of_numbers_is_a_format_of_cells(form: str) -> None:
+    cells = [text.get_text() for text in figures.heatmap(PAIR, annotate=form).texts]
+    assert cells[: PAIR.shape[1]] == [f"{value:{form}}" for value in PAIR.values[0]] if form else not cells
+
+
+@pytest.mark.parametrize("name", ["plot_trajectories", "plot_layers_by_step"])
+def test_what_a_series_does_not_show_is_one_clear_error(name: str) -> None:
+    with pytest.raises(InvalidInputError, match="expected show='similarity' or show='calibrated', got 'depth'"):
+        {**IMAGES, **OTHERS}[name](show="depth")
+    with pytest.raises(InvalidInputError, match="expected comparison=the name of a comparison, got 3"):
+        {**IMAGES, **OTHERS}[name](comparison=3)
+
+
+def test_an_argument_without_its_keyword_is_checked_as_well() -> None:
+    with pytest.raises(InvalidInputError, match="expected measure=the name of a measure, got 3"):
+        figures.plot_pairs(STUDY, 3)  # type: ignore[arg-type]
 
 
 def test_a_keyword_that_does_not_exist_names_similar_ones() -> None:

@@ -62,6 +62,7 @@ def make_study(models: dict[str, str] | None = None, *, untrained: bool = True) 
             block = value[m][np.ix_(own == a, own == b)]
             for d, similarities in enumerate((block, block.T)):
                 match[m, k, d, : len(similarities)] = best_match(similarities).columns
+    value[2:, own[:, None] == own] = np.nan  # layers of one model are compared by debiased CKA only
     study = xr.Dataset(
         {
             "value": (("measure", "layer_a", "layer_b"), value),
@@ -90,7 +91,7 @@ def make_study(models: dict[str, str] | None = None, *, untrained: bool = True) 
         values = index + shift
         if name == "control" and not untrained:
             values[:] = np.nan
-        elif name.startswith("split_half"):  # only debiased CKA has it
+        elif name.startswith(("split_half", "energy")):  # only debiased CKA has them
             values[2:] = np.nan
         study[name] = (("measure", "pair"), values)
     study["learned"] = study["split_half"].fillna(study["index"]) - study["control"]

@@ -335,6 +335,16 @@ def first(value: Any) -> Callable[[Any], Any]:
     return put
 
 
+def corner(value: Any) -> Callable[[Any], Any]:
+    """Put a value where the first layer and the last one are compared by the second measure, which is not CKA."""
+
+    def put(values: Any) -> Any:
+        values[1, 0, -1] = value
+        return values
+
+    return put
+
+
 RESULTS: dict[str, tuple[Callable[[xr.Dataset], xr.Dataset], str]] = {
     "format version as text": (wrong_attribute("format_version", "3"), "format"),
     "left_out missing": (wrong_attribute("left_out", None), "attribute left_out is missing"),
@@ -418,6 +428,30 @@ STUDIES: dict[str, tuple[Callable[[xr.Dataset], xr.Dataset], str]] = {
     "an unknown state": (wrong_values("network_state", lambda v: ["new"] * len(v)), "network_state holds 'new'"),
     "no claims": (lambda data: data.drop_vars("claim_level"), "the variable claim_level is missing"),
     "no networks": (lambda data: data.drop_vars("network_family"), "the coordinate network_family is missing"),
+    "a value between layers of one model": (
+        wrong_values("value", lambda v: np.where(np.isnan(v), 0.83, v)),
+        "value has values for 36 entries that are not those of debiased CKA, or of layers of two models",
+    ),
+    "values that are not symmetric": (
+        wrong_values("value", lambda v: v * np.linspace(1, 0.9, v.shape[-1])),
+        "value differs for .* entries from those with its last two dimensions exchanged",
+    ),
+    "a p-value of another measure": (
+        wrong_values("p", corner(0.5)),
+        "p has values for .* entries that are not those of plain",
+    ),
+    "a network with itself": (
+        wrong_values("network_similarity", lambda v: np.nan_to_num(v, nan=0.5)),
+        "network_similarity has values for .* entries that are not those of two networks",
+    ),
+    "half of an interval": (
+        wrong_values("low", corner(-0.5)),
+        "low or high has no value .* where the other one has",
+    ),
+    "an energy of another measure": (
+        wrong_values("energy", lambda v: np.full_like(v, 0.5)),
+        "energy has values for .* entries that are not those of debiased CKA",
+    ),
     "z of another value": (wrong_values("z", first(1e6)), "z is not"),
     "match beyond the layers": (wrong_values("match", first(99)), "match holds 99"),
     "match in part": (wrong_values("match", lambda v: v + 0.5), "match is float64"),
@@ -449,6 +483,18 @@ def test_invalid_data_are_refused_in_one_line(name: str, folder: Path, tmp_path:
     with pytest.raises(StoreError, match=message):
         open_result_or_study(file)
     assert str(file) in refused("export", file)
+
+
+def test_a_value_in_the_place_of_any_that_is_undefined_is_refused(folder: Path) -> None:
+    """An attacker, or another program, can write a digest that matches."""
+    study = open_result_or_study(folder / "study.nc")
+    places = np.argwhere(np.isnan(study["value"].values))
+    assert len(places) == 36
+    for place in places:
+        study["value"].values[tuple(place)] = 0.83
+        assert schema.problem(study) is not None
+        study["value"].values[tuple(place)] = np.nan
+    assert schema.problem(study) is None
 
 
 def test_every_command_refuses_invalid_data(folder: Path, tmp_path: Path, script: ModuleType) -> None:

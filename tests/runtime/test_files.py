@@ -121,6 +121,21 @@ def test_without_locks_no_process_removes_what_another_writes(
     assert sorted(tmp_path.iterdir()) == [path, folder]
 
 
+@pytest.mark.parametrize("name", ["a" * 244 + ".nc", "\N{SNOWMAN}" * 81 + ".nc"], ids=["letters", "snowmen"])
+def test_without_locks_every_name_that_can_be_written_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """The temporary name that no other process has must not be too long: this was noticed after the work."""
+    monkeypatch.setattr(files, "fcntl", WithoutLocks)
+    path, folder = tmp_path / name, tmp_path / f"{name[:-3]}.zr"
+    check_output(path, overwrite=False)
+    with replacing(path, overwrite=False) as partial:
+        partial.write_text("new")
+    with replacing_folder(folder, overwrite=False) as partial:
+        partial.mkdir()
+    assert sorted(tmp_path.iterdir()) == [path, folder]
+
+
 def test_with_locks_the_temporary_name_is_always_the_same(tmp_path: Path) -> None:
     """So a process replaces what a killed one left."""
     with replacing(tmp_path / "out.csv", overwrite=True) as partial:

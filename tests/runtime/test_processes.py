@@ -114,7 +114,8 @@ from repsim import cli
 folders, out, *words = sys.argv[1:]
 folder = folders.split(os.pathsep)[int(os.environ["RANK"])]
 seed = os.environ["RANK"] if "--seed" in words else ""
-sys.argv[1:] = [word.replace("FOLDER", folder).replace("SEED", seed) for word in words] + ["-o", out]
+sys.argv[1:] = [word.replace("FOLDER", folder).replace("SEED", seed) for word in words]
+sys.argv += [] if "run" in words else ["-o", out]
 cli.main()
 """
 COMMANDS = {
@@ -127,28 +128,57 @@ COMMANDS = {
 }  # fmt: skip
 
 
+def in_two_processes(folders: list[Path], out: Path, words: list[str]) -> tuple[int, str]:
+    """Run a command with torchrun, each process with a folder of its own; return the exit code and stderr."""
+    (driver := out.parent / "driver.py").write_text(DRIVER)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(driver)]
+    done = subprocess.run(
+        [*launch, os.pathsep.join(map(str, folders)), str(out), *words],
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False,
+        timeout=300,
+    )  # fmt: skip
+    return done.returncode, done.stderr
+
+
 @pytest.mark.slow
 @pytest.mark.processes
 @pytest.mark.parametrize("command", COMMANDS)
 def test_nodes_with_other_copies_are_refused(folders: list[Path], tmp_path: Path, command: str) -> None:
     """One line, from the first process, no file, and no process that waits for ever."""
-    driver = tmp_path / "driver.py"
-    driver.write_text(DRIVER)
     out = tmp_path / ("acts" if command == "extract" else "out.nc")
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(driver)]
-    done = subprocess.run(
-        [*launch, os.pathsep.join(map(str, folders)), str(out), *COMMANDS[command]],
-        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False,
-        timeout=300,
-    )  # fmt: skip
-    assert done.returncode
-    lines = [line for line in done.stderr.splitlines() if line.startswith("Error:")]
+    code, stderr = in_two_processes(folders, out, COMMANDS[command])
+    assert code
+    lines = [line for line in stderr.splitlines() if line.startswith("Error:")]
     what = "weights or options" if command == "extract" else "stores"
-    assert len(lines) == 1, done.stderr
+    assert len(lines) == 1, stderr
     assert lines[0].startswith(f"Error: the processes of this run differ: process 1 has other {what}"), lines
     assert "give every process the same options and the same files" in lines[0]
     assert not out.is_file()
     assert not list(tmp_path.rglob("*.h5"))
+
+
+@pytest.mark.slow
+@pytest.mark.processes
+@pytest.mark.parametrize(
+    ("keys", "what"),
+    [
+        (["metrics: [cka]", "metrics: [cka, procrustes]"], "metrics"),
+        (["seed: 1", "seed: 2\ndraws: 20"], "draws and seed"),
+    ],
+)
+def test_a_run_with_other_study_files_is_refused_before_the_extraction(
+    tmp_path: Path, keys: list[str], what: str
+) -> None:
+    folders = [tmp_path / name for name in ("first", "second")]
+    for folder, more in zip(folders, keys, strict=True):
+        folder.mkdir()
+        text = f"models: [digits_vit.seed0, digits_vit.seed1]\ndata: {{source: digits, limit: 16}}\n{more}\n"
+        (folder / "study.yaml").write_text(f"{text}out: {tmp_path / 'out'}\n")
+    code, stderr = in_two_processes(folders, tmp_path / "out", ["run", "FOLDER/study.yaml"])
+    lines = [line for line in stderr.splitlines() if line.startswith("Error:")]
+    assert (code != 0, len(lines)) == (True, 1), stderr
+    assert lines[0].startswith(f"Error: the processes of this run differ: process 1 has other {what} than process 0")
+    assert not (tmp_path / "out").exists()
 
 
 LAUNCHER = """

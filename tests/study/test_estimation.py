@@ -1,5 +1,6 @@
 """A study in several blocks of models equals the study in one, and a plan fits into its memory or is refused."""
 
+import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -13,18 +14,21 @@ import pytest
 import xarray as xr
 from torch import Tensor
 
+from repsim import metrics
 from repsim.engine.checkpoints import Checkpoints
 from repsim.engine.grouped import LeaveOneGroupOut
 from repsim.engine.planning import Limits
 from repsim.errors import TooLittleMemoryError
 from repsim.metrics.recipes.groups import Groups
+from repsim.runtime.files import format_size
 from repsim.runtime.processes import Ranks
+from repsim.stores.writer import write_store
 from repsim.study import controls, duplicates, planning
 from repsim.study.blocks import blocks, divide
 from repsim.study.design import Design, design
 from repsim.study.estimation import Estimates, estimate, settings_of
 from repsim.study.gram_passes import Kernels, kernels
-from repsim.study.planning import StudyPlan, base_memory, plan_study, shape_of
+from repsim.study.planning import StudyPlan, StudyShape, base_memory, plan_study, shape_of
 from repsim.study.units import Sharing
 from repsim.study.universality import universality
 from repsim.testing.examples import TRAINED, UNTRAINED, write_networks
@@ -246,10 +250,10 @@ def numbers(study: xr.Dataset) -> dict[str, np.ndarray]:
     return {str(name): of.values for name, of in study.variables.items() if of.dtype.kind == "f"}
 
 
-def least_memory(case: Case) -> int:
+def least_memory(case: Case, shape: StudyShape | None = None) -> int:
     """Return the least memory that is enough for the study."""
     with pytest.raises(TooLittleMemoryError) as caught:
-        plan_study(case.plan.shape, case.design, Limits(2**20, base_memory("cpu"), "cpu"))
+        plan_study(shape or case.plan.shape, case.design, Limits(2**20, base_memory("cpu"), "cpu"))
     return caught.value.needed
 
 
@@ -266,12 +270,31 @@ def test_too_little_memory_is_refused_in_one_line(case: Case) -> None:
 @pytest.mark.usefixtures("steady")
 def test_a_plan_fits_into_its_memory(case: Case) -> None:
     least = least_memory(case)
-    for memory in (least, 2 * least, 2**40):
-        made = plan_study(case.plan.shape, case.design, Limits(memory, base_memory("cpu"), "cpu"))
-        assert made.memory <= memory
+    others = tuple(map(metrics.get, ("mutual_knn:k=4", "nuclear", "svcca")))
+    wide = replace(
+        case.plan.shape, n=2000, units=2000, classes=0, grouped=False, metrics=others,
+        widths={name: [512] * 6 for name in case.plan.shape.widths},
+    )  # fmt: skip
+    for shape, memories in ((case.plan.shape, (least, 2 * least)), (wide, (base_memory("cpu") + 310 * 10**6, 2**40))):
+        for memory in memories:
+            made = plan_study(shape, case.design, Limits(memory, base_memory("cpu"), "cpu"))
+            assert made.memory <= memory
+            assert "allowed" not in "".join(made.lines())
         assert sorted(m.name for group in made.groups for m in group) == sorted(m.name for m in case.design.members)
     with pytest.raises(TooLittleMemoryError):
         plan_study(case.plan.shape, case.design, Limits(least - 1, base_memory("cpu"), "cpu"))
+
+
+@pytest.mark.usefixtures("steady")
+def test_a_plan_names_a_measure_that_takes_more_than_is_allowed(case: Case) -> None:
+    """Its layers are not divided, as those of debiased CKA are."""
+    widths = {name: [8192] * len(of_model) for name, of_model in case.plan.shape.widths.items()}
+    shape = replace(case.plan.shape, n=5000, units=50, widths=widths, metrics=(metrics.get("nuclear"),))
+    made = plan_study(shape, case.design, Limits(least_memory(case, shape), base_memory("cpu"), "cpu"))
+    assert made.memory > made.limits.memory
+    (line,) = [line for line in made.lines() if "allowed" in line]
+    size = re.escape(format_size(made.memory))
+    assert re.search(rf"measuring nuclear \(takes {size} of memory, more than is allowed; ", line)
 
 
 def test_the_plan_counts_the_layers_in_which_near_duplicates_are_looked_for(
@@ -308,3 +331,10 @@ def test_a_study_in_the_least_memory_equals_one_in_plenty(tmp_path: Path, tuned:
         permuted = name.startswith(("threshold", "calibrated"))  # residuals are permuted in float32
         np.testing.assert_allclose(numbers(tight)[name], values, atol=1e-6 if permuted else 1e-8, err_msg=name)
     assert tight.attrs["summary"] == plenty.attrs["summary"]
+
+
+def test_a_study_of_one_network_without_its_input_has_no_index(tmp_path: Path, rng: np.random.Generator) -> None:
+    """There are no pairs, no controls and no shares, so the list of indices is empty."""
+    with write_store(tmp_path / "net.h5", {"a": rng.normal(size=(20, 3))}, model="net") as store:
+        study = universality([store], ["cka"], permutations=19, draws=20)
+    assert (study.sizes["pair"], study["value"].item()) == (0, 1.0)

@@ -3,11 +3,13 @@
 import dataclasses
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from repsim.engine.checkpoints import Checkpoints
 from repsim.engine.permutation import least_bytes
 from repsim.engine.resampling import permuted, random_permutations
 from repsim.metrics.recipes.gram import CentredGram
@@ -18,6 +20,7 @@ from repsim.study.design import Design, design
 from repsim.study.gram_passes import Kernels, kernels
 from repsim.study.indices import RAW, Indices, matches_on
 from repsim.study.layer_matching import mbm
+from repsim.study.units import Sharing
 from repsim.testing.examples import TRAINED, UNTRAINED, Array, write_networks
 from tests.largest_tensor import Largest
 from tests.study.references import unit_kernel, without
@@ -168,11 +171,63 @@ def test_fewer_components_are_kept_if_not_even_two_gram_matrices_fit(rng: np.ran
     grams = tuple(recipe(torch.from_numpy(rng.normal(size=(n, 100)).astype(np.float32))) for _ in "ab")
     full = Kernels(("a", "b"), grams, {"a": np.array([0]), "b": np.array([1])}, {})
     least = least_bytes(n, 4)
-    plain = permutation_nulls.reduced_kernels(full, ["a", "b"], least)
+    plain, kept = permutation_nulls.reduced_kernels(full, ["a", "b"], least)
     assert plain is full  # all components take more memory than Gram matrices
-    cut = permutation_nulls.reduced_kernels(full, ["a", "b"], least - 1)
+    assert kept == 1
+    cut, kept = permutation_nulls.reduced_kernels(full, ["a", "b"], least - 1)
     assert cut.reduced
+    assert 0 < kept < 0.99
     assert 0 < sum(gram.p for gram in cut.grams) < 150
+
+
+def test_layers_that_are_cut_count_as_progress(study: Study, tuned: Callable[..., None]) -> None:
+    """Cutting many layers takes longer than permuting them, and nothing moved meanwhile."""
+    tuned(exact_samples=N - 1, permuted_entry=1e9, permutations_at_once=5)
+    layers, steps = sum(len(member.layers) for member in study[0].trained), []
+    permutation_nulls.cka_nulls(parts_of(study), [RAW], draw, progress=lambda *done: steps.append(done))
+    assert set(steps) == {(done, layers + 3) for done in range(1, layers + 4)}
+    assert steps == sorted(steps)
+
+
+LITTLE = least_bytes(N, 8)
+"""Bytes in which Gram matrices of two layers fit, and leading components of all layers do not."""
+
+
+@pytest.mark.parametrize("memories", [(None, LITTLE), (LITTLE, None), (None, LITTLE, None)])
+def test_a_run_that_goes_on_with_other_memory_permutes_the_same_kernels(
+    study: Study, tuned: Callable[..., None], tmp_path: Path, memories: tuple[int | None, ...]
+) -> None:
+    """With little memory layers are permuted as they are, otherwise cut; one distribution is never made of both."""
+    tuned(exact_samples=N - 1, permuted_entry=1e9, permutations_at_once=5)
+    sharing = Sharing(Checkpoints(tmp_path / "parts", keep=True))
+
+    def nulls(
+        memory: int | None, sharing: Sharing | None = None, stop: int = 1000
+    ) -> dict[tuple[str, str], permutation_nulls.Null]:
+        (part,) = parts_of(study)
+        part = dataclasses.replace(part, memory=memory)
+
+        def progress(done: int, total: int) -> None:
+            if stop <= done - part.cuts < total - part.cuts:
+                raise KeyboardInterrupt
+
+        return permutation_nulls.cka_nulls(
+            [part], [RAW], draw, name=lambda part: part.identity, sharing=sharing, progress=progress
+        )
+
+    for number, memory in enumerate(memories[:-1]):
+        with pytest.raises(KeyboardInterrupt):
+            nulls(memory, sharing, stop=number + 1)
+    resumed = nulls(memories[-1], sharing)
+    alike = []
+    for memory in (None, LITTLE):
+        alone = nulls(memory)
+        assert alone.keys() == resumed.keys()
+        alike.append(all(np.allclose(null.permuted, alone[key].permuted, atol=1e-12) for key, null in resumed.items()))
+    assert alike == [False, True]
+    files = len(list((tmp_path / "parts").iterdir()))
+    nulls(memories[-1], sharing)
+    assert len(list((tmp_path / "parts").iterdir())) == files
 
 
 def test_blocks_are_divided_until_their_components_fit(study: Study, tuned: Callable[..., None]) -> None:
@@ -190,7 +245,7 @@ def test_blocks_are_divided_until_their_components_fit(study: Study, tuned: Call
         unlimited = [dataclasses.replace(part, memory=None) for part in parts]
         for key, null in permutation_nulls.cka_nulls(unlimited, [RAW], draw).items():
             np.testing.assert_allclose(null.permuted, whole[key].permuted, atol=1e-2)
-        assert not any("plain" in vars(part) for part in unlimited)  # all of them may not fit into the memory
+        assert not any("_reduced" in vars(part) for part in unlimited)  # all of them may not fit into the memory
 
 
 @pytest.mark.parametrize("exact", [N, N - 1])
