@@ -109,7 +109,6 @@ class Case:
             running = job.running()
             if running:
                 step = stage(out, subject.name)  # a command that ends properly removes its temporary files
-                sent = time.monotonic()
                 if signum == signal.SIGKILL:
                     running = job.kill()
                 else:
@@ -119,7 +118,7 @@ class Case:
             self.late += 1
             self.finish(code, stderr)
             return
-        self.seconds.append(time.monotonic() - sent)
+        self.seconds.append(job.waited)
         if signum == signal.SIGKILL:
             step = stage(out, subject.name)
         self.phases[step] += 1
