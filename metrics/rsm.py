@@ -168,7 +168,10 @@ class RankedCorrelations(InMemoryRecipe[Ranks]):
         n = layer.n
         pairs = n * (n - 1) / 2
         return Cost(
-            flop64=1.0 * n * n * layer.p, touched=(52 + 46 * outside_cache(n)) * pairs, sorted=pairs * math.log2(max(2.0, pairs)), calls=600
+            flop64=1.0 * n * n * layer.p,
+            touched=(52 + 46 * outside_cache(n)) * pairs,
+            sorted=pairs * math.log2(max(2.0, pairs)),
+            calls=600,
         )
 
     @override

@@ -47,9 +47,9 @@ def report(
     """
     from repsim.report.page import write_report
 
-    if out.suffix != ".html":
-        raise InvalidInputError(f"a report is a page: name it .html, not {out.name}")
     if not is_first_process():  # torchrun has started others, which have nothing to do
         return
+    if out.suffix != ".html":
+        raise InvalidInputError(f"a report is a page: name it .html, not {out.name}")
     write_report(files, out, thumbnails=thumbnails, column=columns, title=title, overwrite=overwrite)
     echo(f"{out} ({format_size(out.stat().st_size)})")

@@ -133,6 +133,21 @@ def test_the_command_makes_a_page_and_says_what_is_wrong(
         assert "Traceback" not in failed.output
 
 
+@pytest.mark.parametrize(("name", "code"), [("page.html", 0), ("page.pdf", 2)])
+def test_of_the_processes_of_torchrun_only_the_first_makes_the_page(
+    name: str, code: int, study: xr.Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The others write and print nothing, also where the first one reports an error; torchrun ends all of them then."""
+    save_result(study, tmp_path / "study.nc")
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
+    for rank, expected in ((1, 0), (0, code)):
+        monkeypatch.setenv("RANK", str(rank))
+        done = cli("report", tmp_path / "study.nc", "-o", tmp_path / name)
+        assert done.exit_code == expected
+        assert bool(done.output) == (rank == 0), done.output
+        assert (tmp_path / name).exists() == (rank == 0 and code == 0)
+
+
 def test_a_store_is_no_study(tmp_path: Path) -> None:
     import numpy as np  # noqa: PLC0415
 

@@ -250,6 +250,7 @@ def test_a_rank_with_a_damaged_picture_ends_all(tmp_path: Path, torture: ModuleT
         "kills compare report --kills 2",
         "stops compare --count 3",
         "pairs compare --times 1",
+        "ranks report --ranks 2",
         "damage --count 12 --fitting 6 --folders 0",
     ],
 )

@@ -31,6 +31,8 @@ class Run:
     """A command that runs in a process group of its own; a context manager that ends all its processes."""
 
     process: "subprocess.Popen[str] | Child"
+    waited = 0.0
+    """Seconds for which `wait` has waited. Those in which this process was stopped as well count as one."""
 
     def __init__(self, command: Sequence[object], threads: int = 1) -> None:
         environment = os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": str(ROOT)}
@@ -55,11 +57,22 @@ class Run:
         for pid in child_ids:
             with suppress(ProcessLookupError):
                 os.killpg(os.getpgid(pid), signal.SIGKILL)
-        return ended(self.process) == -signal.SIGKILL
+        return self.wait() == -signal.SIGKILL
+
+    def wait(self) -> int:
+        """Wait until the process ends, at most PATIENCE seconds, and return its exit code."""
+        before = time.monotonic()
+        for _ in range(int(PATIENCE / 0.002)):
+            if (code := self.process.poll()) is not None:
+                return code
+            time.sleep(0.002)
+            before, last = time.monotonic(), before
+            self.waited += min(before - last, 1.0)
+        raise subprocess.TimeoutExpired(f"process {self.process.pid}", PATIENCE)
 
     def end(self) -> tuple[int, str, str]:
         """Wait for the end, at most PATIENCE seconds; return exit code, stdout and stderr."""
-        code = ended(self.process)
+        code = self.wait()
         texts = []
         for file in self._files:
             file.seek(0)
@@ -130,7 +143,7 @@ class Fork(Run):
             os._exit(code)
 
     def end(self) -> tuple[int, str, str]:
-        code = ended(self.process)
+        code = self.wait()
         return code, "", self._log.read_text()
 
     def __exit__(self, *_: object) -> None:
@@ -149,15 +162,6 @@ class Child:
         if self.returncode is None and (ended := os.waitpid(self.pid, os.WNOHANG))[0]:
             self.returncode = os.waitstatus_to_exitcode(ended[1])
         return self.returncode
-
-
-def ended(process: "subprocess.Popen[str] | Child") -> int:
-    """Wait until a process ends, at most PATIENCE seconds, and return its exit code."""
-    for _ in range(int(PATIENCE / 0.002)):
-        if (code := process.poll()) is not None:
-            return code
-        time.sleep(0.002)
-    raise subprocess.TimeoutExpired(f"process {process.pid}", PATIENCE)
 
 
 def torchrun(ranks: int, restarts: int = 0) -> list[str]:

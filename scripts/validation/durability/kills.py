@@ -40,7 +40,7 @@ def stage(folder: Path, name: str) -> str:
         return "after the last file" if "report.html" in names else "drawing"
     if str(partial_path(Path(target))) in names:
         return "saving"
-    if target in names:
+    if target in names and f".{target}.lock" not in names:  # a page is made again although it exists
         return "after the last file"
     return "computing" if any(path.endswith(".part") for path in names) else "before the first part"
 
@@ -108,7 +108,7 @@ class Case:
             self.aim(job)
             running = job.running()
             if running:
-                sent = time.monotonic()
+                step = stage(out, subject.name)  # a command that ends properly removes its temporary files
                 if signum == signal.SIGKILL:
                     running = job.kill()
                 else:
@@ -118,8 +118,9 @@ class Case:
             self.late += 1
             self.finish(code, stderr)
             return
-        self.seconds.append(time.monotonic() - sent)
-        step = stage(out, subject.name)
+        self.seconds.append(job.waited)
+        if signum == signal.SIGKILL:
+            step = stage(out, subject.name)
         self.phases[step] += 1
         label = f"{signal.Signals(signum).name} {self.done}: {step}"
         click.echo(f"{subject.name}, {label}; ended in {self.seconds[-1]:.2f} s")

@@ -68,9 +68,9 @@ class Launch(Run):
         launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--redirects=3"]
         super().__init__([*launch, *options, driver, words])
 
-    def texts(self) -> list[str]:
-        """Return what the processes have written to stderr, without warnings of torch."""
-        return [path.read_text() for path in sorted(self.logs.glob("*/attempt_*/*/stderr.log"))]
+    def texts(self, stream: str = "stderr") -> list[str]:
+        """Return what the processes have written to stderr or stdout, in the order of attempts and ranks."""
+        return [path.read_text() for path in sorted(self.logs.glob(f"*/attempt_*/*/{stream}.log"))]
 
 
 def differing(subject: Subject, what: str, world: int, last: Sequence[object]) -> str:
@@ -94,9 +94,11 @@ def equal(subject: Subject, world: int) -> None:
     """Run a command in several equal processes, and compare its files with those of the plain command."""
     with Launch(subject.place, [subject.words] * world) as job:
         code, _, stderr = job.end()
-        texts, seconds = job.texts(), job.seconds
+        texts, printed, seconds = job.texts(), job.texts("stdout"), job.seconds
     label = f"{world} equal processes"
     subject.report.check(code == 0, f"{subject.name}, {label}: exit code {code}: {texts or stderr}")
+    only_first = len(printed) == world and printed[0] and not any(printed[1:])
+    subject.report.check(only_first, f"{subject.name}, {label}: not only the first has printed a result: {printed}")
     subject.check_finished(label)
     click.echo(f"{subject.name}, {label}, {seconds:.0f} s: {code}")
 
@@ -144,5 +146,6 @@ def ranks(names: Sequence[str], worlds: Sequence[int]) -> None:
                 for what, last in variants(name, inputs, other, subject.out).items():
                     refused[differing(subject, what, world, last)] += 1
             text = ", ".join(f"{count} with {what}" for what, count in refused.items())
-            report.table.add_row(f"{name}, {', '.join(map(str, worlds))} processes", f"equal; refused: {text}")
+            row = f"equal; refused: {text}" if text else "equal"
+            report.table.add_row(f"{name}, {', '.join(map(str, worlds))} processes", row)
     report.end()
