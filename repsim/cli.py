@@ -29,7 +29,7 @@ from repsim.commands import (
     studying,
     terminal,
 )
-from repsim.commands.shared import echo
+from repsim.commands.shared import echo, is_first_process
 from repsim.errors import MissingDigestWarning, RepsimError, reason
 from repsim.runtime.heap import let_threads_sleep, use_huge_pages
 from repsim.runtime.visible_text import visible
@@ -104,7 +104,8 @@ class _Group(stopping.StoppableGroup):
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, prog_name="repsim")
-def main() -> None:
+@click.pass_context
+def main(ctx: click.Context) -> None:
     """Do two neural networks represent the world in the same way?
 
     Extract the activations of timm models into HDF5 stores, compare every layer of one with every layer of the other,
@@ -118,8 +119,12 @@ def main() -> None:
     To try it without data, run `repsim demo`: it does all of this in a minute or two, with networks and images that
     come with repsim.
     """
+    if not is_first_process() and ctx.invoked_subcommand not in _SHARED:
+        ctx.exit()
 
 
+_SHARED = frozenset({"extract", "compare", "universality", "series", "run", "demo"})
+"""Commands whose work the processes of torchrun share; of the others, only the first process does anything."""
 for _command in (
     catalogue.models,
     catalogue.layers,

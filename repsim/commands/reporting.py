@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from repsim.commands.shared import OVERWRITE, PATH, Command, echo, is_first_process
+from repsim.commands.shared import OVERWRITE, PATH, Command, echo
 from repsim.errors import InvalidInputError
 from repsim.runtime.files import format_size
 
@@ -47,8 +47,6 @@ def report(
     """
     from repsim.report.page import write_report
 
-    if not is_first_process():  # torchrun has started others, which have nothing to do
-        return
     if out.suffix != ".html":
         raise InvalidInputError(f"a report is a page: name it .html, not {out.name}")
     write_report(files, out, thumbnails=thumbnails, column=columns, title=title, overwrite=overwrite)

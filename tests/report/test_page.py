@@ -6,6 +6,7 @@ import json
 import re
 import tomllib
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -146,6 +147,29 @@ def test_of_the_processes_of_torchrun_only_the_first_makes_the_page(
         assert done.exit_code == expected
         assert bool(done.output) == (rank == 0), done.output
         assert (tmp_path / name).exists() == (rank == 0 and code == 0)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("heatmap", "study.nc", "-o", "map.png"),
+        ("export", "study.nc", "-o", "table.csv"),
+        ("figures", "study.nc", "-o", "figures"),
+        ("inspect", "study.nc"),
+        ("verify", "study.nc"),
+        ("heatmap", "nothing.nc", "-o", "map.png"),
+    ],
+)
+def test_other_commands_too_are_run_by_the_first_process_only(
+    words: Sequence[str], study: xr.Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_result(study, tmp_path / "study.nc")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
+    monkeypatch.setenv("RANK", "1")
+    done = cli(*words)
+    assert (done.exit_code, done.output) == (0, "")
+    assert [path.name for path in tmp_path.iterdir()] == ["study.nc"]
 
 
 def test_a_store_is_no_study(tmp_path: Path) -> None:
