@@ -24,6 +24,8 @@ class Batches:
     """Distances within batches of samples, in units of their 0.9 quantile."""
 
     distances: Float64[np.ndarray, "trials batch batch"]
+    n: int
+    """Number of samples, from which the batches are drawn."""
 
     @property
     def nbytes(self) -> int:
@@ -48,7 +50,7 @@ class DistanceBatches(InMemoryRecipe[Batches]):
         if n > self.batch:
             device = float64_device(x.device)
             draws = [torch.from_numpy(rng.permutation(n)[: self.batch]).to(device) for _ in range(self.trials)]
-        return Batches(np.stack([self._scaled(distances_within(centred.exact(draw))) for draw in draws]))
+        return Batches(np.stack([self._scaled(distances_within(centred.exact(draw))) for draw in draws]), n)
 
     @staticmethod
     def _scaled(distances: Square) -> Square:

@@ -1,6 +1,7 @@
 """Fixtures of all tests: checks of the shapes in signatures, no downloads, generated pictures."""
 
 import os
+import signal
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub is imported
 
@@ -19,6 +20,9 @@ from tests.threads import torch_threads
 
 if not jaxtyping.config.jaxtyping_disable:  # with JAXTYPING_DISABLE=1, early versions are slow with a hook
     shapes.install(["repsim.metrics", "repsim.engine.preparation", "repsim.stores.alignment"])
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell ignores it in its background, and children inherit that
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 Pictures = Callable[..., Path]
 

@@ -51,6 +51,12 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> xr.Dataset:
     return result
 
 
+def test_an_enlarged_study_of_a_measure_that_is_not_symmetric_is_a_study() -> None:
+    large = enlarged_study(small_study(20, metrics=["cka", "linear_regression"], draws=5), 9)
+    assert problem(large) is None
+    assert float(large["value"].sel(measure="linear_regression").notnull().mean()) > 0.2
+
+
 def test_an_enlarged_study_is_a_study(large: xr.Dataset, study: xr.Dataset, tmp_path: Path) -> None:
     assert problem(large) is None
     save_result(large, tmp_path / "large.nc")

@@ -214,7 +214,7 @@ def _panels(
     pairs: Sequence[str] | None,
 ) -> Iterator[xr.DataArray]:
     if isinstance(data, xr.Dataset) and data.attrs.get("format") == "repsim-study":
-        for measure in measures or [resolve_measure(data, None)]:
+        for measure in [resolve_measure(data, None)] if measures is None else measures:
             yield from (
                 iterate_pairs(data, measure) if pairs is None else (pick(data, pair, measure) for pair in pairs)
             )

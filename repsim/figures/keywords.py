@@ -3,11 +3,12 @@
 import inspect
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
+from matplotlib import rcParams
 from matplotlib.axes import Axes
 from matplotlib.colors import Colormap, Normalize
 from matplotlib.mathtext import MathTextParser
@@ -17,7 +18,7 @@ from repsim.errors import InvalidInputError, nearest, reason
 IMAGE = ("cmap", "vmin", "vmax", "norm", "annotate", "cbar", "im_kw")
 """Keywords of all functions that draw an image."""
 _BOOL = (bool, np.bool_)
-_NAMES = (Sequence, np.ndarray)
+_NAMES = (Iterable,)
 _TYPES: dict[str, tuple[tuple[type, ...], str]] = {
     "ax": ((Axes,), "axes of matplotlib"),
     "title": ((str,), "a text"),
@@ -81,7 +82,7 @@ def check_values(keywords: Mapping[str, Any]) -> None:
 
 def _check_value(name: str, value: Any) -> None:
     types, expected = _TYPES[name]
-    is_wrong = not isinstance(value, types)
+    is_wrong = not isinstance(value, types) or (types is _NAMES and isinstance(value, str | Iterator))
     if Real in types and not is_wrong:
         is_wrong = isinstance(value, bool) or not math.isfinite(float(value)) or (name in _POSITIVE and value <= 0)
     if name == "most" and not is_wrong:
@@ -118,12 +119,15 @@ def _is_format(text: str) -> bool:
 
 def _check_mathematics(text: str) -> None:
     """Raise `InvalidInputError` if matplotlib cannot read what is between the dollar signs of a text."""
-    if text.replace(r"\$", "").count("$") % 2:  # matplotlib writes such a text as it is
+    if rcParams["text.usetex"] or not rcParams["text.parse_math"]:
         return
-    try:
-        MathTextParser("path").parse(text)
-    except ValueError as error:
-        raise InvalidInputError(f"the formula in title={text!r} is not valid: {reason(error, 3)}") from None
+    for line in text.split("\n"):
+        if line.replace(r"\$", "").count("$") % 2:  # matplotlib writes such a line as it is
+            continue
+        try:
+            MathTextParser("path").parse(line)
+        except ValueError as error:
+            raise InvalidInputError(f"the formula in title={text!r} is not valid: {reason(error, 3)}") from None
 
 
 def keywords_of(function: Callable[..., Any]) -> Iterator[str]:

@@ -61,8 +61,6 @@ class ImageOptions:
     def __post_init__(self) -> None:
         if self.norm is not None and not (self.vmin is None and self.vmax is None):
             raise InvalidInputError("a norm has limits of its own; give either norm, or vmin and vmax")
-        if self.norm is not None and None not in {self.norm.vmin, self.norm.vmax} and self.norm.vmin > self.norm.vmax:  # type: ignore[operator]
-            raise InvalidInputError(f"expected a norm with vmin < vmax, got {self.norm.vmin:g} and {self.norm.vmax:g}")
         if self.interval not in {None, "numbers", "chance"}:
             raise InvalidInputError(f"expected interval='numbers' or interval='chance', got {self.interval!r}")
         check_colour_map(self.cmap)

@@ -203,7 +203,7 @@ VARIABLES = (
         needs=("energy",),
         only_at=(DEBIASED,),
     ),
-    Entry({"largest": "largest similarity"}, _PAIRS, "the largest similarity of any two layers", needs=("index",)),
+    Entry({"largest": "largest similarity"}, _PAIRS, "the largest similarity of any two layers"),
     Entry(
         {"p_index": "p-value of the index", "p_largest": "p-value of the largest similarity"},
         _PAIRS,

@@ -26,7 +26,7 @@ from repsim.engine.planning import LayerShape, Limits, plan
 from repsim.engine.sample_sums import CELL_SUMS
 from repsim.errors import Argument, Remedy, TooLittleMemoryError
 from repsim.metrics import Metric
-from repsim.metrics.recipes.cost import NOTHING, Cost
+from repsim.metrics.recipes.cost import NOMINAL, NOTHING, Cost
 from repsim.metrics.recipes.groups import Groups
 from repsim.runtime import tuning
 from repsim.runtime.files import format_duration, format_size
@@ -200,14 +200,24 @@ def plan_study(shape: StudyShape, design: Design, limits: Limits, earlier: Seque
     spare = tuning.current().spare_memory
     available = limits.memory - limits.base - spare
     least = math.inf
-    for groups, kept, panel in _divisions(shape, design.members, earlier):
+    largest = min(_LEAST_SIDE, tile_of(shape, 1, _panels(shape.n)[0]))
+    best: dict[int, StudyPlan] = {}  # of each side of tiles, that with the fewest groups
+    for groups, kept, panel, side in _divisions(shape, design.members, earlier):
+        if side in best:
+            continue
         needed, of_panel = _peak(shape, design, groups, kept=kept, panel=panel)
         if needed <= available:
             useful = _HELD if kept else -(-shape.n // panel)  # panels of layers in memory are only copied
             more = max(0, min(useful - _HELD, (available - needed) // of_panel))
             needed += more * of_panel
-            return _complete(shape, design, limits, groups, kept=kept, panel=panel, held=_HELD + more, memory=needed)
+            best[side] = _complete(
+                shape, design, limits, groups, kept=kept, panel=panel, held=_HELD + more, memory=needed
+            )
+            if side >= largest:
+                break  # nothing is faster with more groups
         least = min(least, needed)
+    if best:
+        return min(best.values(), key=lambda made: made.seconds(NOMINAL))
     needed = int(least) + limits.base + spare
     total = sum(map(len, shape.widths.values()))
     raise TooLittleMemoryError(
@@ -222,21 +232,17 @@ def plan_study(shape: StudyShape, design: Design, limits: Limits, earlier: Seque
 
 def _divisions(
     shape: StudyShape, members: Sequence[Member], earlier: Sequence[Sequence[str]]
-) -> Iterator[tuple[list[Group], bool, int]]:
-    """Yield ways to compute a study: groups of models, whether layers stay in memory, and samples read at once.
+) -> Iterator[tuple[list[Group], bool, int, int]]:
+    """Yield ways to compute a study: groups of models, whether layers stay in memory, samples read at once, and tiles.
 
-    The best come first: few groups, layers in memory, many samples. Fewer samples than those of a tile of many layers
-    come last, because more groups take less time than smaller tiles.
+    The best come first: few groups, layers in memory, many samples. But more groups may take less time than smaller
+    tiles, of which the last number is the side.
     """
-    for small in (False, True):
-        for count in range(1, len(members) + 1):
-            groups = divide(members, even_size(members, count), earlier=earlier)
-            layers = sum(sorted(sum(len(shape.widths[m.name]) for m in group) for group in groups)[-2:])
-            side = tile_of(shape, layers, _PANEL)
-            least = min(side, shape.n) if side == _LEAST_SIDE else 0
-            for kept, panel in product((True, False), _panels(shape.n)):
-                if (panel < least) == small:
-                    yield groups, kept, panel
+    for count in range(1, len(members) + 1):
+        groups = divide(members, even_size(members, count), earlier=earlier)
+        layers = sum(sorted(sum(len(shape.widths[m.name]) for m in group) for group in groups)[-2:])
+        for kept, panel in product((True, False), _panels(shape.n)):
+            yield groups, kept, panel, tile_of(shape, layers, panel)
 
 
 def _panels(n: int) -> list[int]:
@@ -295,7 +301,7 @@ def _peak(shape: StudyShape, design: Design, groups: Sequence[Group], *, kept: b
     # before the tiles are made: sums over cells and classes, exact ones of few layers, and means of one run of samples
     means = cells * max(1, shape.classes) * (shape.itemsize * features + 8 * _THREADS * max(every))
     means += 2 * 8 * min(CELL_SUMS, cells * max(1, shape.classes) * features) + 2**26 * bool(shape.classes)
-    tile = tile_of(shape, layers, panel)
+    tile = min(tile_of(shape, layers, panel), n)
     stack = layers * tile**2 * shape.itemsize * (8 if shape.classes else 4)
     products = of_block.rows * of_block.columns  # of a row; `SampleSums` bounds those of a thread
     stack += _MULTIPLYING * min(128 * products, max(products, 2**22)) * 3 // 2 * shape.itemsize

@@ -81,10 +81,23 @@ def enlarged_study(study: xr.Dataset, models: int) -> xr.Dataset:
         "family_a": ("families", [x for x, _ in family_pairs]), "family_b": ("families", [y for _, y in family_pairs]),
         "network_family": ("network", [*family, *(study["network_family"].values[k] for k in untrained)]),
     }  # fmt: skip
-    result = result.assign_coords({**labels, **along})
+    result = _one_half(result.assign_coords({**labels, **along}), np.array(layer_model), study)
     stores = {store["model"]: store for store in json.loads(study.attrs["stores"])}
     copies = [{**stores[names[k]], "model": name} for k, name in zip(source, model, strict=True)]
     return result.assign_attrs(stores=json.dumps([*copies, *(stores[networks[k]] for k in untrained)]))
+
+
+def _one_half(result: xr.Dataset, model: NDArray[np.int64], study: xr.Dataset) -> xr.Dataset:
+    """Return a study without values below the diagonal under measures that are not symmetric, which have none there."""
+    values = study["value"].transpose("measure", "layer_a", "layer_b").values
+    directed = (np.isnan(values).swapaxes(1, 2) & ~np.isnan(values)).any((1, 2))
+    below = xr.DataArray(model[:, None] > model, dims=("layer_a", "layer_b"))
+    left_out = below & xr.DataArray(directed, dims="measure", coords={"measure": study["measure"]})
+    names = [name for name, of in result.data_vars.items() if {"measure", "layer_a", "layer_b"} <= {*of.dims}]
+    cut = {name: result[name].where(~left_out).transpose(*result[name].dims) for name in names}
+    return result.assign(
+        {name: of.astype(result[name].dtype).assign_attrs(result[name].attrs) for name, of in cut.items()}
+    )
 
 
 def _copied(names: list[str], source: NDArray[np.int64], copy: NDArray[np.int64]) -> list[str]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import matplotlib as mpl
 import numpy as np
+import pandas as pd
 import pytest
 import xarray as xr
 from click.testing import CliRunner
@@ -25,6 +26,7 @@ from PIL import Image
 from repsim import figures
 from repsim.cli import main
 from repsim.errors import InvalidInputError, MissingFontWarning, UnknownNameError
+from repsim.figures.keywords import check_values
 from repsim.figures.styles import STYLES
 from repsim.results.files import save_result
 from tests.figures.test_figures import CKA, SVCCA, colours, lightness, result
@@ -493,7 +495,6 @@ def test_axes_of_the_user_keep_their_width() -> None:
         ({"path": "no"}, "expected path=True or False"), ({"marks": 3}, "expected marks="),
         ({"stages": "no"}, "expected stages="), ({"ax": 3}, "expected ax=axes of matplotlib"),
         ({"title": r"$\frac{1}$"}, "the formula in title=.* is not valid"),
-        ({"norm": Normalize(1, 0)}, "expected a norm with vmin < vmax, got 1 and 0"),
         ({"im_kw": {3: 4}}, "expected im_kw=.* with 3"),
         ({"im_kw": {"alpha": 7}}, r"imshow does not take im_kw=\{'alpha': 7\}: alpha \(7\) is outside 0-1 range"),
         ({"im_kw": {"colour": 1}}, "imshow does not take im_kw=.*'colour'"),
@@ -502,6 +503,25 @@ def test_axes_of_the_user_keep_their_width() -> None:
 def test_a_keyword_of_a_wrong_type_is_one_clear_error(keyword: dict[str, Any], expected: str) -> None:
     with pytest.raises(InvalidInputError, match=expected):
         figures.heatmap(PAIR, **keyword)
+
+
+@pytest.mark.parametrize("title", ["5 US$ a layer\n6 US$ a network", "a $x\n y$", "CKA\n$n = 30$", "one $ only"])
+def test_every_line_of_a_title_has_formulas_of_its_own(title: str) -> None:
+    assert figures.heatmap(PAIR, title=title).get_title() == title
+
+
+def test_a_title_is_not_read_as_formulas_where_matplotlib_does_not() -> None:
+    with mpl.rc_context({"text.parse_math": False}):
+        assert figures.heatmap(PAIR, title="$$ CKA").get_title() == "$$ CKA"
+
+
+def test_an_order_may_be_any_collection_of_names() -> None:
+    names = [str(name) for name in PAIR[PAIR.dims[0]].values]
+    for order in (pd.Index(names), np.array(names), dict.fromkeys(names).keys()):
+        check_values({"order": order})
+    for order in ("a", iter(names)):
+        with pytest.raises(InvalidInputError, match="expected order=a sequence of names"):
+            check_values({"order": order})
 
 
 @pytest.mark.parametrize(

@@ -448,7 +448,7 @@ def test_the_bench_of_the_plan_shows_predicted_and_measured_times(bench: ModuleT
     done = CliRunner().invoke(bench.main, command)
     assert done.exit_code == 0, done.output
     for name, algorithm in (("mutual_knn", "pairs"), ("cka", "gram")):
-        row = rf"{name} +\S+ +2 x 2 \S+ +{algorithm} \S+ +\d+\.\d\d \S+ +\d+\.\d\d"
+        row = rf"{name} +\S+ +2 x 2 \S+ +{algorithm} \S+ +\d+\.\d\d \S+ +\S+ +\d+\.\d\d \S+ +\d+\.\d\d"
         assert re.search(row, done.output), done.output
     assert "of 2 within 30 %" in done.output
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import xarray as xr
+from numpy.typing import NDArray
 
 from repsim import compare
 from repsim.errors import InvalidInputError, StoreError
@@ -18,7 +19,15 @@ from repsim.stores.store import ActivationStore
 from repsim.stores.writer import write_store
 from repsim.study import reading, tables
 from repsim.study.universality import universality
-from repsim.testing.examples import TRAINED, UNTRAINED, append_features, unrelated_layers, write_network, write_networks
+from repsim.testing.examples import (
+    TRAINED,
+    UNTRAINED,
+    append_features,
+    small_study,
+    unrelated_layers,
+    write_network,
+    write_networks,
+)
 
 N = 60
 MakeNetworks = Callable[..., list[ActivationStore]]
@@ -440,3 +449,27 @@ def test_too_few_permutations_for_so_many_pairs(make_networks: MakeNetworks) -> 
         study = conduct(make_networks(20, models=TRAINED, depth=2), permutations=count)
         assert ("permutations are too few for 6 pairs of models" in warnings(study)) == lacking
         assert "take 119 permutations or more" in warnings(study) or not lacking
+
+
+def test_a_pair_without_a_monotone_map_has_a_largest_similarity_and_no_index(tmp_path: Path) -> None:
+    """The study is saved: each layer of one network has a value with one of the other, and these two cross."""
+    rng = np.random.default_rng(0)
+
+    def layer(equal: list[int]) -> NDArray[np.float64]:
+        x = rng.normal(size=(40, 6))
+        x[equal] = x[equal[0]]
+        return x
+
+    stores = [
+        write_network(tmp_path, name, [layer([0, 1, 2]), layer([3, 4, 5])]) for name in ("cnn.seed0", "vit.seed0")
+    ]
+    universality(stores, ["second_order_cosine:k=2"], permutations=19, draws=20, out=tmp_path / "study.nc")
+    study = open_study(tmp_path / "study.nc").sel(measure="second_order_cosine:k=2")
+    assert np.isnan(study["index"].values).all()
+    assert np.isfinite(study["largest"].values).all()
+
+
+def test_topology_of_batches_is_a_measure_of_a_study() -> None:
+    pytest.importorskip("gudhi")
+    study = small_study(30, metrics=["rtd"], draws=5)
+    assert np.isfinite(study["index"].sel(measure="rtd").values).all()
