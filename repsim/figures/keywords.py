@@ -82,7 +82,7 @@ def check_values(keywords: Mapping[str, Any]) -> None:
 
 def _check_value(name: str, value: Any) -> None:
     types, expected = _TYPES[name]
-    is_wrong = not isinstance(value, types) or (types is _NAMES and isinstance(value, str | Iterator))
+    is_wrong = not isinstance(value, types) or (types is _NAMES and isinstance(value, Iterator))
     if Real in types and not is_wrong:
         is_wrong = isinstance(value, bool) or not math.isfinite(float(value)) or (name in _POSITIVE and value <= 0)
     if name == "most" and not is_wrong:

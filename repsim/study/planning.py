@@ -271,8 +271,7 @@ def tile_of(shape: StudyShape, layers: int, panel: int) -> int:
     """Return the side of a tile of a block with this number of layers."""
     copies = 2 if shape.classes else 1
     side = max(math.isqrt(_STACK // (shape.itemsize * layers * copies)), _LEAST_SIDE)
-    if side > 128:  # products of matrices are fastest at multiples of the width of a vector
-        side = (side + 32) // 64 * 64
+    side = (side + 32) // 64 * 64  # products of matrices are fastest at multiples of the width of a vector
     side = max(32, min(tuning.current().tile, side, panel))
     return -(-panel // -(-panel // side))  # a panel consists of equal tiles
 
