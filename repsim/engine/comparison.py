@@ -591,6 +591,7 @@ class Comparison:
             return
         ambiguities = {metric.spec: metric.ambiguity for metric in stage.metrics if metric.ambiguity is not None}
         measures = [*stage.metrics, *ambiguities.values()]
+        # only now is known how many directions a layer keeps
         widths = {name: factor.p for name, factor in factors.items() if isinstance(factor, MomentFactor)}
         expected = with_widths(stage, self.matrix.n, widths)
         meter.correct(stage, expected)
