@@ -4,11 +4,12 @@ import functools
 import math
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Float64
+from jaxtyping import Bool, Float, Float64
 from torch import Tensor
 
 from repsim.metrics.algorithms.sweep import SummedMeasure, SummedSweep, Sums
@@ -150,40 +151,59 @@ class GramSweep(SummedSweep[GramMeasure]):
         squares = torch.zeros(len(self.measures), layers, dtype=torch.float64, device=place)
         largest = max(left.stop - left.start, right.stop - right.start)  # the last panel may be shorter
         side = min(self.tile, self.draws[0].block, largest)
-        memory = torch.empty(1 + several, len(self.draws) * side**2, dtype=self.dtype, device=self.device)
         pairs = list(tiles(left, right, self.draws[0].block, self.tile))
-        for number, (i, j) in enumerate(pairs):
-            report_share(number, len(pairs))
-            shape = (len(self.draws), i.stop - i.start, j.stop - j.start)
-            kernels, spare = (m[: math.prod(shape)].view(shape) for m in (memory[0], memory[-1]))
-            alike = None if self.groups is None else self.groups.same(i, j, self.device)
-            self._make_tiles(kernels, (x, _within(i, left), i), (y, _within(j, right), j), shifts, alike)
+        groups = list(_together(pairs, side**2))
+        room = max(sum(self._values_of(i, j) for i, j in group) for group in groups)
+        memory = torch.empty(1 + several, room, dtype=self.dtype, device=self.device)
+        done = 0
+        for group in groups:
+            report_share(done, len(pairs))
+            done += len(group)
+            made = self._tiles_in(memory, group, left, right)
+            self._make_tiles(made, x, y, shifts)
             for m, measure in enumerate(self.measures):
-                if several:
-                    spare.copy_(kernels)
-                    for k in range(len(self.draws)):
-                        _centre(spare[k], shifts[m][k], i, j, hollow=measure.unbiased, alike=alike)
-                self._collect(spare.unflatten(0, (self.times, layers)), i, j, products[m], squares[m])
+                for tile in made:
+                    if several:
+                        tile.centred.copy_(tile.kernels)
+                        for k in range(len(self.draws)):
+                            tile.centre(k, shifts[m][k], hollow=measure.unbiased)
+                    stack = tile.centred.unflatten(0, (self.times, layers))
+                    self._collect(stack, tile.i, tile.j, products[m], squares[m])
         return torch.cat([products.flatten(1), squares], 1).flatten().cpu().numpy()
 
-    def _make_tiles(
-        self,
-        kernels: Tensor,
-        rows: tuple[list[Tensor], slice, slice],
-        columns: tuple[list[Tensor], slice, slice],
-        shifts: list[list[Tensor]],
-        alike: Tensor | None,
-    ) -> None:
-        """Write the tile of every draw; centre it, while it is in the cache, if there is only one measure.
+    def _tiles_in(
+        self, memory: Tensor, group: Sequence[tuple[slice, slice]], left: slice, right: slice
+    ) -> "list[_Tile]":
+        """Return tiles between two panels that share the memory, before they are computed."""
+        result, used = [], 0
+        for i, j in group:
+            shape = (len(self.draws), i.stop - i.start, j.stop - j.start)
+            part = slice(used, used + math.prod(shape))
+            used += self._values_of(i, j)
+            kernels, centred = (m[part].view(shape) for m in (memory[0], memory[-1]))
+            alike = None if self.groups is None else self.groups.same(i, j, self.device)
+            result.append(_Tile(i, j, (_within(i, left), _within(j, right)), kernels, centred, alike))
+        return result
 
-        ``rows`` and ``columns`` are the data of a panel, the samples of the tile in the panel, and in the layer.
+    def _values_of(self, i: slice, j: slice) -> int:
+        """Return the values of a tile of all draws, up to a multiple of 16: the next tile is aligned as arrays are."""
+        values: int = len(self.draws) * (i.stop - i.start) * (j.stop - j.start)
+        return -(-values // 16) * 16
+
+    def _make_tiles(
+        self, group: "Sequence[_Tile]", x: list[Tensor], y: list[Tensor], shifts: list[list[Tensor]]
+    ) -> None:
+        """Write some tiles of every draw, from the data of two panels.
+
+        They are centred, while they are in the cache, if there is only one measure.
         """
-        (x, inside_x, i), (y, inside_y, j) = rows, columns
 
         def make(k: int) -> None:
-            self.draws[k].tile(x[k][inside_x], y[k][inside_y], i, j, kernels[k])
-            if len(self.measures) == 1:
-                _centre(kernels[k], shifts[0][k], i, j, hollow=self.measures[0].unbiased, alike=alike)
+            for tile in group:
+                rows, columns = tile.inside
+                self.draws[k].tile(x[k][rows], y[k][columns], tile.i, tile.j, tile.kernels[k])
+                if len(self.measures) == 1:
+                    tile.centre(k, shifts[0][k], hollow=self.measures[0].unbiased)
 
         widest_first = sorted(
             range(len(self.draws)), key=lambda k: -self.draws[k].p
@@ -220,6 +240,53 @@ class GramSweep(SummedSweep[GramMeasure]):
         for pairs, own in self._in_threads(of_rows, cut(stack.shape[2], self._rows_at_once)):
             products += weight / self.times * pairs
             squares += weight * own
+
+
+@dataclass(frozen=True, eq=False)
+class _Tile:
+    """Tile of the kernel matrices of all draws."""
+
+    i: slice
+    j: slice
+    inside: tuple[slice, slice]
+    """Its rows and columns in the data of their panels."""
+    kernels: Float[Tensor, "draws i j"]
+    centred: Float[Tensor, "draws i j"]
+    """The same array, if there is only one measure."""
+    alike: Bool[Tensor, "i j"] | None
+    """Pairs of samples within one group, if there are groups."""
+
+    def centre(self, k: int, offsets: Tensor, *, hollow: bool) -> None:
+        """Subtract the offsets from the tile of one draw.
+
+        With ``hollow``, the diagonal is set to 0, or the pairs that are `alike`.
+        """
+        tile = self.centred[k]
+        tile -= offsets[self.i, None]
+        tile -= offsets[self.j]
+        if hollow and self.alike is not None:
+            tile.masked_fill_(self.alike, 0)
+        elif hollow and self.i == self.j:
+            tile.fill_diagonal_(0)
+
+
+def _together(pairs: Sequence[tuple[slice, slice]], area: int) -> Iterator[list[tuple[slice, slice]]]:
+    """Yield consecutive tiles with ``area`` entries together: threads are started once for them, which takes time.
+
+    >>> [len(group) for group in _together(list(tiles(slice(0, 8), slice(0, 8), 8, 4)), 16)]
+    [3, 1, 3]
+    """
+    group: list[tuple[slice, slice]] = []
+    left = area
+    for i, j in pairs:
+        size = (i.stop - i.start) * (j.stop - j.start)
+        if group and size > left:
+            yield group
+            group, left = [], area
+        group.append((i, j))
+        left -= size
+    if group:
+        yield group
 
 
 def panels(n: int, block: int, size: int) -> Iterator[slice]:
@@ -266,16 +333,6 @@ def tiles(left: slice, right: slice, block: int, size: int) -> Iterator[tuple[sl
 
 def _within(i: slice, panel: slice) -> slice:
     return slice(i.start - panel.start, i.stop - panel.start)
-
-
-def _centre(tile: Tensor, offsets: Tensor, i: slice, j: slice, *, hollow: bool, alike: Tensor | None) -> None:
-    """Subtract the offsets; with ``hollow``, set the diagonal to 0, or the pairs ``alike``, which are in one group."""
-    tile -= offsets[i, None]
-    tile -= offsets[j]
-    if hollow and alike is not None:
-        tile.masked_fill_(alike, 0)
-    elif hollow and i == j:
-        tile.fill_diagonal_(0)
 
 
 def flop_of_grams(n: int, block: int, widths: Sequence[int], pairs: int) -> float:

@@ -27,6 +27,7 @@ from repsim.metrics.recipes.rows import (
     Centred,
     Rows,
     column_means,
+    column_totals,
     cut,
     float64_device,
     in_memory,
@@ -524,23 +525,14 @@ class CentredGram(KernelRecipe[Gram], StreamingRecipe[Gram]):
 
     def _fit(self, x: Rows, *, keep: bool = False) -> tuple[GramState, Tensor | None]:
         """Compute the state without the row sums of minibatches, and the features if they are to be kept."""
-        mean, peak = column_means(x)
-        peak = _power_of_two(peak)  # the largest value is below it, so that no square overflows
-        dtype = torch.promote_types(x.dtype, torch.float32)
-        centred = Centred(x, mean, 1.0, dtype, rounded_mean=True)
-        if not self._shift_is_centred(x, peak):
-            centred = Centred(x, mean, peak, dtype)
-        norms, features = self._centre(centred, keep=keep)
-        if float64_device(x.device) == x.device and self._far_apart(norms):
-            centred = Centred(x, mean, peak, torch.float64)
-            norms, features = self._centre(centred, keep=keep)
+        centred, norms, features = self._ordinary(x, keep=keep) or self._any(x, keep=keep)
         scale = 1.0 if centred.rounded_mean else _power_of_two(float(norms.square().mean().sqrt()))
         squared_norms = (norms / scale).square()
         if features is not None and scale != 1:
             map_pieces(lambda i: features[i].mul_(1 / scale), features, zip(pieces(features)))
         zero = torch.zeros_like(squared_norms)
         centred = dataclasses.replace(centred, scale=centred.scale * scale)
-        state = GramState(mean, centred.scale, squared_norms, zero, None, centred.dtype, centred.rounded_mean)
+        state = GramState(centred.mean, centred.scale, squared_norms, zero, None, centred.dtype, centred.rounded_mean)
         if self.kernel != "linear":
             gram = dataclasses.replace(self, batch=None)._gram(x, state, features)
             if self.kernel == "rbf":
@@ -549,6 +541,44 @@ class CentredGram(KernelRecipe[Gram], StreamingRecipe[Gram]):
             if self.batch is None:
                 state = dataclasses.replace(state, row_sums=gram.sum_rows())
         return state, features  # the rows of a centred linear kernel sum to 0
+
+    def _ordinary(self, x: Rows, *, keep: bool) -> tuple[Centred, Float64[Tensor, " n"], Tensor | None] | None:
+        """Centre a layer of ordinary numbers; return it with the norms, and with the samples if they are to be kept.
+
+        Returns None if values may be tiny or huge, if the samples may be equal, or if a few of them are far from the
+        others. All this shows in the norms, so that no extremes of the columns are needed.
+        """
+        if x.dtype == torch.float64:
+            return None
+        mean = column_totals(x) / x.shape[0]
+        centred = Centred(x, mean, 1.0, torch.float32, rounded_mean=self._shift_is_centred(x))
+        norms, features = self._centre(centred, keep=keep)
+        # columns without variation give norms of one rounding error, eps |mean|, at most
+        rounding = torch.finfo(x.dtype).eps * float(torch.linalg.vector_norm(mean))
+        least = max(4 * rounding, math.sqrt(x.shape[1]) / _ORDINARY)  # then the largest value is above 1 / _ORDINARY
+        usual = least <= float(norms.max()) <= _ORDINARY / 2  # never true of NaN
+        return (centred, norms, features) if usual and not self._far_apart(norms) else None
+
+    def _any(self, x: Rows, *, keep: bool) -> tuple[Centred, Float64[Tensor, " n"], Tensor | None]:
+        """Do the same for any layer; raise `UndefinedValueError` if it is constant."""
+        mean, peak = column_means(x)
+        peak = _power_of_two(peak)  # the largest value is below it, so that no square overflows
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        centred = Centred(x, mean, peak, dtype)
+        if self._shift_is_centred(x) and 1 / _ORDINARY <= peak <= _ORDINARY:
+            centred = Centred(x, mean, 1.0, dtype, rounded_mean=True)
+        norms, features = self._centre(centred, keep=keep)
+        if float64_device(x.device) == x.device and self._far_apart(norms):
+            centred = Centred(x, mean, peak, torch.float64)
+            norms, features = self._centre(centred, keep=keep)
+        return centred, norms, features
+
+    def _shift_is_centred(self, x: Rows) -> bool:
+        """Return whether a shift of all samples changes nothing, so that the mean may be rounded.
+
+        Row sums are computed of the minibatches of a linear kernel, so that centring removes a shift.
+        """
+        return self.kernel == "linear" and self.batch is not None and x.dtype in {torch.float32, torch.float64}
 
     def _centre(self, x: Centred, *, keep: bool) -> tuple[Float64[Tensor, " n"], Tensor | None]:
         """Return the norm of every sample after rounding, and, if they are to be kept, the samples in their order."""
@@ -560,15 +590,6 @@ class CentredGram(KernelRecipe[Gram], StreamingRecipe[Gram]):
         order = torch.from_numpy(partition(x.shape[0]))
         x.write(order.to(x.device), features, norms)
         return torch.empty_like(norms).index_copy_(0, order.to(norms.device), norms), features
-
-    def _shift_is_centred(self, x: Rows, peak: float) -> bool:
-        """Return whether a shift of all samples changes nothing, and no scale is needed, so that the mean may be
-        rounded.
-
-        Row sums are computed of the minibatches of a linear kernel, so that centring removes a shift.
-        """
-        cut_linear = self.kernel == "linear" and self.batch is not None
-        return cut_linear and x.dtype in {torch.float32, torch.float64} and 1 / _ORDINARY <= peak <= _ORDINARY
 
     def _far_apart(self, norms: Float64[Tensor, " n"]) -> bool:
         """Return whether some samples are so far from the others that float32 loses the differences between the others.

@@ -535,7 +535,7 @@ class Comparison:
         min_samples = max(metric.min_samples for metric in self.metrics)
         sources = {
             layer.shape.name: Source(
-                layer.shape.name, layer.name, partial(self._read, layer, min_samples), self.matrix.n * layer.shape.p
+                layer.shape.name, layer.name, partial(self._read, layer, min_samples), layer.shape.size(self.matrix.n)
             )
             for layer in self.matrix.layers
         }

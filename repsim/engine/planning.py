@@ -60,6 +60,10 @@ class LayerShape:
     kind: str = "features"
     """Kind of the layer; only layers of one kind can be compared."""
 
+    def size(self, n: int) -> LayerSize:
+        """Return the size in memory, where half-precision features become float32, and compressed readouts do not."""
+        return LayerSize(n, self.p, max(4, self.itemsize) if self.form == "features" else self.itemsize)
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -332,7 +336,7 @@ class _Prepared:
 
 def _prepared(stage: Stage, n: int) -> _Prepared:
     layers, recipe = stage.layers, stage.recipe
-    sizes = [LayerSize(n, layer.p, _itemsize(layer)) for layer in layers]
+    sizes = [layer.size(n) for layer in layers]
     memory = [recipe.memory(size) for size in sizes]
     passes = Cost(
         touched=2.0 * sum(n * layer.p for layer in layers),
@@ -345,11 +349,6 @@ def _prepared(stage: Stage, n: int) -> _Prepared:
         fixed=sum(needed.state for needed in memory) + max(needed.workspace for needed in memory),
         kept=sum(needed.factor for needed in memory),
     )
-
-
-def _itemsize(layer: LayerShape) -> int:
-    """Return the bytes of a value in memory: half-precision features become float32, compressed readouts do not."""
-    return max(4, layer.itemsize) if layer.form == "features" else layer.itemsize
 
 
 def _gram_space(stage: Stage, n: int, widths: list[int], itemsize: int, free: int) -> Stage:

@@ -1,6 +1,7 @@
 """Prepare each layer once by a recipe, sharing the layers among the processes of a run."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,7 +13,8 @@ from torch import Tensor
 from repsim.errors import UndefinedValueError
 from repsim.metrics import Factor, Recipe
 from repsim.metrics.recipes.base import StreamingRecipe
-from repsim.metrics.recipes.gram import Gram
+from repsim.metrics.recipes.cost import LayerSize
+from repsim.metrics.recipes.gram import CentredGram, Gram
 from repsim.metrics.recipes.rows import Rows, cut, prefetch
 from repsim.runtime import tuning
 from repsim.runtime.processes import ALONE, Ranks
@@ -34,8 +36,8 @@ class Source:
     """Name of the layer in messages."""
     rows: Callable[[], Rows | Tensor]
     """Function that opens the layer for reading."""
-    values: int | None = None
-    """Number of values, if it is known: several small layers are prepared at a time."""
+    size: LayerSize | None = None
+    """Shape, if it is known: several small layers are prepared at a time."""
 
 
 @dataclass(frozen=True)
@@ -88,13 +90,13 @@ def prepare(
             except UndefinedValueError as error:
                 results[source.name] = error
 
-    limit = tuning.current().small_layer if keep and device == "cpu" else 0
-    small = [source for source in own_sources if source.values is not None and source.values <= limit]
-    large = [source for source in own_sources if source.values is None or source.values > limit]
-    for run in cut(len(small), _SMALL_AT_ONCE):
+    apart = _at_a_time(recipe, own_sources) if keep and device == "cpu" else []
+    names = {source.name for source in apart}
+    large = [source for source in own_sources if source.name not in names]
+    for run in cut(len(apart), _SMALL_AT_ONCE):
         with sharing(lambda: None):
-            map_in_threads(prepare_layer, small[run])
-        for _ in small[run]:
+            map_in_threads(prepare_layer, apart[run])
+        for _ in apart[run]:
             step()
     for source, x in _read_all(recipe, large, device, keep=keep):
         with sharing(step):
@@ -111,6 +113,28 @@ def prepare(
     undefined = {name: str(result) for name, result in errors.items() if isinstance(result, UndefinedValueError)}
     factors = {source.name: results[source.name] for source in sources if source.name not in undefined}
     return Prepared(factors, undefined)
+
+
+def _at_a_time(recipe: Recipe[Any], sources: Sequence[Source]) -> list[Source]:
+    """Return the layers of which each is prepared by one thread, so that no thread waits for another.
+
+    These are small layers, and larger ones if they take little memory and are so many that all threads end at about the
+    same time. Larger ones only for linear kernels, which are prepared in a few passes over the layer: other recipes
+    take long for them, need more memory, or decompose matrices, which all threads of torch do together.
+    """
+    settings, threads = tuning.current(), torch.get_num_threads()
+    values = {source.name: source.size.n * source.size.p for source in sources if source.size is not None}
+    small = [source for source in sources if values.get(source.name, math.inf) <= settings.small_layer]
+    if threads == 1 or not (isinstance(recipe, CentredGram) and recipe.kernel == "linear"):
+        return small
+    even = sum(values.values()) // (4 * threads)
+
+    def fits(size: LayerSize) -> bool:
+        taken = size.n * size.p * size.itemsize + recipe.memory(size).workspace
+        return threads * taken <= settings.prepared_at_once and size.n * size.p <= even
+
+    larger = [source for source in sources if values.get(source.name, 0) > settings.small_layer]
+    return small + [source for source in larger if source.size is not None and fits(source.size)]
 
 
 def _read_all(

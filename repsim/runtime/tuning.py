@@ -54,6 +54,8 @@ class Tuning:
     small_layer: int = 2**20
     """Values of a layer up to which it is prepared by one thread, several layers at a time, because dividing it takes
     longer than the work."""
+    prepared_at_once: int = 2**26
+    """Bytes of larger layers that all threads may prepare at a time in the same way, if there are many of them."""
     slab: int = 2**20
     """Values of a run of samples that is multiplied at once, so that it is converted to float64 within the cache."""
     widened: int = 2**20

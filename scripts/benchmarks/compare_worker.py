@@ -4,6 +4,7 @@ Other packages may need an environment of their own, so each function imports th
 that take arrays, a function does the preparation that is not timed, and returns the function that is timed.
 """
 
+import functools
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -98,10 +99,24 @@ def orders(n: int, count: int) -> NDArray[np.int64]:
 def by_repsim(a: Layers, b: Layers, settings: Settings) -> Work:
     """Prepare every layer and compare all pairs at once, as `repsim compare` does between reading and writing."""
     import repsim.metrics  # noqa: PLC0415
+    from repsim.engine.preparation import Source, prepare  # noqa: PLC0415
     from repsim.metrics.base import as_samples  # noqa: PLC0415
+    from repsim.metrics.recipes.cost import LayerSize  # noqa: PLC0415
 
     metric = repsim.metrics.get(settings.metric)
-    return lambda: metric.block(*([metric.recipe(as_samples(x)) for x in side.values()] for side in (a, b)))
+    sides = [
+        [
+            Source(f"{k} {name}", name, functools.partial(as_samples, x), LayerSize(len(x), x.shape[1], x.itemsize))
+            for name, x in side.items()
+        ]
+        for k, side in enumerate((a, b))
+    ]
+
+    def work() -> Array:
+        factors = prepare(metric.recipe, [source for side in sides for source in side]).factors
+        return metric.block(*([factors[source.name] for source in side] for side in sides))
+
+    return work
 
 
 def in_float64(a: Layers, b: Layers, settings: Settings) -> Work:

@@ -296,7 +296,7 @@ def test_tensors_on_a_gpu_stay_there(models: dict[str, Layers]) -> None:
 
 def test_small_layers_are_prepared_several_at_a_time(models: dict[str, Layers]) -> None:
     constant = {"constant": np.ones((60, 3)), "varies": models["other"]["out"]}
-    with tuning.using(small_layer=0):
+    with tuning.using(small_layer=0, prepared_at_once=0):
         expected = repsim.compare(models["net"], constant, METRICS)
     result = repsim.compare(models["net"], constant, METRICS)
     check_equal(result, expected)
