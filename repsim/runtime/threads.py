@@ -53,6 +53,7 @@ def map_in_threads(function: Callable[..., R], *items: Iterable[Any], share_one:
         return results
     waiting = deque(enumerate(calls))
     values: dict[int, R] = {}
+    errors: dict[int, BaseException] = {}
     inference, grad = torch.is_inference_mode_enabled(), torch.is_grad_enabled()
 
     def work() -> None:
@@ -64,9 +65,9 @@ def map_in_threads(function: Callable[..., R], *items: Iterable[Any], share_one:
                     return
                 try:
                     values[k] = function(*call)
-                except BaseException:
+                except BaseException as error:  # noqa: BLE001 - raised in the calling thread
+                    errors[k] = error
                     waiting.clear()
-                    raise
 
     pool = _pool(torch.get_num_threads())
     futures = [pool.submit(tuning.in_context(work)) for _ in range(threads)]
@@ -78,8 +79,8 @@ def map_in_threads(function: Callable[..., R], *items: Iterable[Any], share_one:
     finally:  # also if a report raises an error, because a signal has asked the command line to stop
         waiting.clear()
         wait(futures)
-    for future in futures:
-        future.result()
+    if errors:  # parts before the first one with an error were started before it, so it is always the same
+        raise errors[min(errors)]
     return [values[k] for k in range(len(calls))]
 
 

@@ -97,6 +97,19 @@ def test_an_error_is_raised_after_all_threads_have_stopped(threads: int) -> None
     assert map_in_threads(abs, [-1, 2]) == [1, 2]  # the threads are still usable
 
 
+def test_of_several_errors_that_of_the_first_part_is_raised(threads: int) -> None:
+    """Also if a later part fails sooner."""
+
+    def part(k: int) -> None:
+        time.sleep(0.05 if k == 1 else 0)
+        if k:
+            raise PartError(k)
+
+    for _ in range(3):
+        with pytest.raises(PartError, match="^1$"):
+            map_in_threads(part, range(6))
+
+
 class Listener(Step):
     """Calls a function with every share that is reported."""
 
