@@ -46,7 +46,7 @@ def read(path: Path) -> tuple[Contents, Layout]:
     except StoreError:
         raise
     except OSError as error:
-        plain_reasons = {"truncated": "it is cut off; copy or extract it again", "signature": "it is no HDF5 file"}
+        plain_reasons = {"truncated": "it is cut off", "signature": "it is no HDF5 file"}
         why = next((text for word, text in plain_reasons.items() if word in str(error)), reason(error))
         raise StoreError(f"cannot read {path}: {why}") from None
     except Exception as error:  # noqa: BLE001 - damaged structures can make HDF5 raise anything
