@@ -271,7 +271,7 @@ class _Tile:
 
 
 def _together(pairs: Sequence[tuple[slice, slice]], area: int) -> Iterator[list[tuple[slice, slice]]]:
-    """Yield consecutive tiles with ``area`` entries together: threads are started once for them, which takes time.
+    """Yield runs of tiles with at most ``area`` entries: threads are started once for a run, because that takes time.
 
     >>> [len(group) for group in _together(list(tiles(slice(0, 8), slice(0, 8), 8, 4)), 16)]
     [3, 1, 3]
